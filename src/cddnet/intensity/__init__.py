@@ -1,0 +1,1 @@
+"""HU and the ranges around it: stored values, network range, windows."""

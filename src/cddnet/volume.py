@@ -1,0 +1,121 @@
+"""CTVolume: a CT series in HU, with its geometry, its origin and what was done to it."""
+
+# Shapes: D slice, H row, W column. Coordinates are DICOM patient coordinates (LPS), mm.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cddnet.errors import GeometryError
+
+SliceHU = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Derivation:
+    """One processing step, recorded so that a writer can say what was done.
+
+    label: a few ASCII characters for the series description, such as "cddnet 80%".
+    description: one ASCII sentence for people.
+    parameters: everything that decides the pixels (model, weights hash, strength, engine,
+        precision, series-level estimates, seed) as sorted (name, value) text pairs; derived UIDs
+        are a hash over it.
+    version: of this package.
+    weights_sha256: of the network, empty when none took part.
+    neighbours: slices used on each side of the one derived.
+    image_type: value 2 of the DICOM ImageType, SECONDARY by the letter, PRIMARY as a site option.
+    """
+
+    label: str
+    description: str
+    parameters: tuple[tuple[str, str], ...]
+    version: str
+    weights_sha256: str = ""
+    neighbours: int = 0
+    image_type: str = "SECONDARY"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CTVolume:
+    """A CT series in HU, read slice by slice.
+
+    shape: (D, H, W).
+    spacing_mm: (slice, row, column) distance between centres; the slice distance is the median.
+    read_slice: index -> (H, W) float32 HU; reads or computes on each call, and keeps nothing.
+    read_padding: index -> (H, W) bool, true where the scanner measured nothing; None if nowhere.
+    origin_mm: centre of the first voxel, LPS.
+    direction: unit vectors (slice, row index, column index) in LPS; row index grows downwards.
+    series_uid: names the series; "" where the format has none.
+    headers: the source's headers, opaque outside the format that read them; None if it has none.
+    notes: what a user should know and slice-wise work may ignore.
+    volume_problems: what forbids work across slices (gaps, differing frames of reference).
+    derivation: processing steps, oldest first.
+    """
+
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    read_slice: Callable[[int], SliceHU]
+    read_padding: Callable[[int], Mask] | None = None
+    origin_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    direction: tuple[tuple[float, float, float], ...] = (
+        (0.0, 0.0, 1.0),
+        (0.0, 1.0, 0.0),
+        (1.0, 0.0, 0.0),
+    )
+    series_uid: str = ""
+    headers: object | None = None
+    notes: tuple[str, ...] = ()
+    volume_problems: tuple[str, ...] = ()
+    derivation: tuple[Derivation, ...] = ()
+
+    @classmethod
+    def from_hu(
+        cls, hu: NDArray[np.float32], spacing_mm: tuple[float, float, float], **fields: object
+    ) -> CTVolume:
+        """Volume over an array (D, H, W) or (H, W) in HU; `fields` are those of the class."""
+        stack = np.asarray(hu, dtype=np.float32)
+        if stack.ndim == 2:
+            stack = stack[None]
+        if stack.ndim != 3 or 0 in stack.shape:
+            raise GeometryError(
+                f"an array of shape {np.shape(hu)} is no CT volume; "
+                "give (D, H, W) or (H, W) with at least one voxel."
+            )
+        depth, height, width = stack.shape
+        return cls(
+            shape=(depth, height, width),
+            spacing_mm=spacing_mm,
+            read_slice=stack.__getitem__,
+            **fields,  # type: ignore[arg-type]
+        )
+
+    @property
+    def hu(self) -> NDArray[np.float32]:
+        """All slices (D, H, W) float32 HU; reads the whole series into memory."""
+        return np.stack(list(self.slices()))
+
+    def slices(self) -> Iterator[SliceHU]:
+        """Slices (H, W) in HU, one after the other."""
+        return (self.read_slice(index) for index in range(self.shape[0]))
+
+    def padding(self, index: int) -> Mask:
+        """Where slice `index` holds padding instead of a measurement: (H, W) bool."""
+        if self.read_padding is None:
+            return np.zeros(self.shape[1:], dtype=np.bool_)
+        return self.read_padding(index)
+
+    def derived(self, read_slice: Callable[[int], SliceHU], step: Derivation) -> CTVolume:
+        """The same geometry and source with new slices, and `step` added to the record."""
+        return replace(self, read_slice=read_slice, derivation=(*self.derivation, step))
+
+    def require_whole(self) -> None:
+        """Refuse work across slices where they do not form one evenly spaced volume."""
+        if self.volume_problems:
+            raise GeometryError(
+                "these slices cannot be treated as one volume: " + "; ".join(self.volume_problems)
+            )
