@@ -50,6 +50,8 @@ class CTVolume:
     read_padding: index -> (H, W) bool, true where the scanner measured nothing; None if nowhere.
     origin_mm: centre of the first voxel, LPS.
     direction: unit vectors (slice, row index, column index) in LPS; row index grows downwards.
+    thickness_mm: of each slice, None where the format does not say; slices may overlap.
+    positions_mm: of each slice along the normal (D,), ascending; empty for even spacing.
     series_uid: names the series; "" where the format has none.
     headers: the source's headers, opaque outside the format that read them; None if it has none.
     notes: what a user should know and slice-wise work may ignore.
@@ -67,6 +69,8 @@ class CTVolume:
         (0.0, 1.0, 0.0),
         (1.0, 0.0, 0.0),
     )
+    thickness_mm: float | None = None
+    positions_mm: tuple[float, ...] = ()
     series_uid: str = ""
     headers: object | None = None
     notes: tuple[str, ...] = ()
@@ -108,6 +112,12 @@ class CTVolume:
         if self.read_padding is None:
             return np.zeros(self.shape[1:], dtype=np.bool_)
         return self.read_padding(index)
+
+    def slice_positions_mm(self) -> tuple[float, ...]:
+        """Position of each slice along the normal, mm (D,)."""
+        return self.positions_mm or tuple(
+            index * self.spacing_mm[0] for index in range(self.shape[0])
+        )
 
     def derived(self, read_slice: Callable[[int], SliceHU], step: Derivation) -> CTVolume:
         """The same geometry and source with new slices, and `step` added to the record."""

@@ -7,8 +7,17 @@ a series is a folder of files. A format refuses what it cannot hold, and never l
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
+
+from cddnet import plugins
+from cddnet.errors import FormatError, SeriesChoiceError
+from cddnet.volume import CTVolume, SliceHU
 
 HEAD_BYTES = 1024
 
@@ -35,3 +44,159 @@ def head_of(path: Path) -> bytes:
     """The first bytes of a file, by which its format is recognised."""
     with path.open("rb") as file:
         return file.read(HEAD_BYTES)
+
+
+def read_volume(
+    path: str | Path,
+    *,
+    series: str | None = None,
+    window_hu: tuple[float, float] | None = None,
+) -> CTVolume:
+    """A CT series from a file or folder of any format, told by its content, not by its name.
+
+    series: the series UID, or its ending, where a DICOM folder holds several.
+    window_hu: (low, high) that the grey levels of pictures stand for.
+    Raises FormatError where nothing readable is found, else what the format raises.
+    """
+    source = Path(path)
+    try:
+        module = _format_in_folder(source) if source.is_dir() else _format_of_file(source)
+        volume: CTVolume = module.read(source, ReadOptions(series, window_hu))
+    except PermissionError as error:
+        raise FormatError(
+            f"{error.filename or source}: reading is not permitted; change its permissions or "
+            "copy it to a folder of yours."
+        ) from error
+    except OSError as error:
+        raise FormatError(f"{source}: reading failed ({error}); try again or copy it.") from error
+    return volume
+
+
+def read_all_series(path: str | Path) -> tuple[CTVolume, ...]:
+    """Every CT series of a file or folder, in the order in which a choice would list them."""
+    try:
+        return (read_volume(path),)
+    except SeriesChoiceError as several:
+        return tuple(read_volume(path, series=uid) for uid, _ in several.choices)
+
+
+def write_volume(
+    volume: CTVolume,
+    path: str | Path,
+    *,
+    window_hu: tuple[float, float] | None = None,
+    bits: int = 16,
+) -> None:
+    """Write a volume in the format of the suffix; a folder, or no suffix, stands for DICOM.
+
+    window_hu: (low, high) to spread over the grey levels of pictures; bits: 8 or 16 of them.
+    Raises FormatError where the target exists or cannot hold the volume.
+    """
+    target = Path(path)
+    module = _format_to_write(target)
+    if _is_dicom(module) and volume.headers is None:
+        raise FormatError(
+            f"{target}: this volume was not read from DICOM and carries no DICOM headers; write "
+            ".nii.gz or .mha instead, or start from the original series."
+        )
+    module.write(_checked(volume, target), target, WriteOptions(window_hu, bits))
+
+
+def _checked(volume: CTVolume, target: Path) -> CTVolume:
+    """The volume with each slice tested as it is read: a file must not hold NaN or a wrong size."""
+    from cddnet.formats._finite import require_finite
+
+    def read_slice(index: int) -> SliceHU:
+        hu = volume.read_slice(index)
+        where = f"{target} is not written: slice {index + 1}"
+        if hu.shape != volume.shape[1:]:
+            raise FormatError(f"{where} has shape {hu.shape}, expected {volume.shape[1:]}.")
+        require_finite([hu], where)
+        return hu
+
+    return replace(volume, read_slice=read_slice)
+
+
+def _modules() -> list[ModuleType]:
+    """All formats, DICOM first: its 128 free bytes may look like another format, such as TIFF."""
+    modules = [plugins.load("formats", name) for name in plugins.names("formats")]
+    return sorted(modules, key=lambda module: not _is_dicom(module))
+
+
+def _is_dicom(module: ModuleType) -> bool:
+    return module.__name__.endswith(".dicom")
+
+
+def _known_suffixes() -> str:
+    return ", ".join(suffix for module in _modules() for suffix in module.SUFFIXES)
+
+
+def _recognised(file: Path, modules: list[ModuleType]) -> ModuleType | None:
+    head = head_of(file)
+    return next((module for module in modules if module.recognises(head)), None)
+
+
+def _format_of_file(file: Path) -> ModuleType:
+    if not file.exists():
+        raise FormatError(f"{file}: no such file or folder; check the name.")
+    if not file.is_file():
+        raise FormatError(f"{file}: neither a file nor a folder; give the CT series itself.")
+    if file.stat().st_size == 0:
+        raise FormatError(f"{file}: the file is empty (0 bytes); copy or export it again.")
+    module = _recognised(file, _modules())
+    if module is None:
+        raise FormatError(
+            f"{file}: its content is none of the known formats ({_known_suffixes()}); export the "
+            "CT series as DICOM or as one of these."
+        )
+    return module
+
+
+def _format_in_folder(folder: Path) -> ModuleType:
+    """DICOM if any file in the tree is, else what the files directly in the folder are."""
+    modules = _modules()
+    here: ModuleType | None = None
+    found: Counter[str] = Counter()
+    for file in _tree(folder):
+        module = _recognised(file, modules)
+        if module is not None and _is_dicom(module):
+            return module
+        if module is not None and getattr(module, "FOLDER", False) and file.parent == folder:
+            here = here or module
+        found[f"{file.parent.relative_to(folder) / '*'}{file.suffix.lower()}"] += 1
+    if here is not None:
+        return here
+    if not found:
+        raise FormatError(f"{folder}: the folder is empty; check the name.")
+    listed = ", ".join(f"{count} {kind}" for kind, count in found.most_common(8))
+    raise FormatError(
+        f"{folder}: no DICOM files in it, and no pictures directly in it; found {listed}. "
+        "Give the file or the subfolder that holds the series."
+    )
+
+
+def _tree(folder: Path) -> Iterator[Path]:
+    """Every regular file, in a fixed order."""
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    for parent, folders, names in os.walk(folder, onerror=stop):
+        folders.sort()
+        for name in sorted(names):
+            file = Path(parent, name)
+            if file.is_file():
+                yield file
+
+
+def _format_to_write(target: Path) -> ModuleType:
+    name = target.name.lower()
+    if os.path.isdir(target) or not target.suffix:
+        return plugins.load("formats", "dicom")
+    for module in _modules():
+        if name.endswith(tuple(module.SUFFIXES)):
+            return module
+    raise FormatError(
+        f"{target}: the suffix names no known format; write {_known_suffixes()}, or a folder for "
+        "DICOM."
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+AIR_HU = -1000.0
+
 
 def stored_to_hu(
     stored: NDArray[np.generic], slope: float, intercept: float

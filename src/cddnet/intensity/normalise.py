@@ -6,18 +6,24 @@ is trained here. The divisor is a power of two, so that the round trip is exact 
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 HU_PER_UNIT = 1024.0
 
-Values = TypeVar("Values")
+
+class _Scalable(Protocol):
+    def __truediv__(self: Values, other: float, /) -> Values: ...
+    def __mul__(self: Values, other: float, /) -> Values: ...
+
+
+Values = TypeVar("Values", bound="_Scalable")
 
 
 def to_network(hu: Values) -> Values:
     """Network range of HU; array or tensor, same shape and type."""
-    return hu / HU_PER_UNIT  # type: ignore[operator, no-any-return]
+    return hu / HU_PER_UNIT
 
 
 def to_hu(network: Values) -> Values:
     """HU of network range, the inverse of `to_network`."""
-    return network * HU_PER_UNIT  # type: ignore[operator, no-any-return]
+    return network * HU_PER_UNIT

@@ -1,0 +1,120 @@
+"""New files and folders that appear under their name whole, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from cddnet.errors import FormatError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to: renamed to `path` at the end, removed on any failure.
+
+    Raises FormatError where `path` exists, or for any OSError inside (disk full, no permission).
+    """
+    with new_files(path) as (temporary,):
+        yield temporary
+
+
+@contextmanager
+def new_files(*paths: Path) -> Iterator[tuple[Path, ...]]:
+    """Like `new_file` for files that belong together; the last one given appears last."""
+    with _appearing(paths) as temporaries:
+        yield temporaries
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Like `new_file` for a folder, which exists and is empty at the start."""
+    with _appearing((path,)) as (temporary,):
+        temporary.mkdir()
+        yield temporary
+
+
+@contextmanager
+def _appearing(paths: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
+    _refuse_existing(paths)
+    made_parents = [parent for parent in {path.parent for path in paths} if _make(parent)]
+    token = secrets.token_hex(4)
+    temporaries = tuple(path.with_name(f".{token}.part.{path.name}") for path in paths)
+    renamed: list[Path] = []
+    try:
+        yield temporaries
+        for temporary in temporaries:
+            _flush(temporary)
+        _refuse_existing(paths)
+        for temporary, path in zip(temporaries, paths, strict=True):
+            os.replace(temporary, path)
+            renamed.append(path)
+    except BaseException as error:
+        left = [item for item in (*temporaries, *renamed) if not _removed(item)]
+        for parent in made_parents:
+            with suppress(OSError):
+                parent.rmdir()
+        if isinstance(error, OSError):
+            raise _explained(paths[-1], error, left) from error
+        raise
+
+
+def _refuse_existing(paths: Sequence[Path]) -> None:
+    for path in paths:
+        if os.path.lexists(path):
+            raise FormatError(
+                f"{path}: exists already, and nothing is overwritten; choose another name."
+            )
+
+
+def _make(parent: Path) -> bool:
+    """Make the last missing folder of a path, never a whole branch of them: that is a typo."""
+    if parent.is_dir():
+        return False
+    if not parent.parent.is_dir():
+        raise FormatError(f"{parent}: no such folder; check the name or make the folder first.")
+    try:
+        parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise _explained(parent, error, []) from error
+    return True
+
+
+def _flush(path: Path) -> None:
+    """Onto the disk before the rename: a power cut must not leave an empty file under its name."""
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    for file in files:
+        with file.open("rb+") as handle:
+            os.fsync(handle.fileno())
+
+
+def _removed(path: Path) -> bool:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+    return not os.path.lexists(path)
+
+
+def _explained(path: Path, error: OSError, left: list[Path]) -> FormatError:
+    remains = (
+        "remove by hand what is left: " + ", ".join(map(str, left))
+        if left
+        else "what had been written was removed"
+    )
+    if error.errno in FULL:
+        return FormatError(
+            f"{path}: the disk is full; {remains}. Make room or choose another disk, and run again."
+        )
+    if isinstance(error, PermissionError):
+        return FormatError(
+            f"{path}: writing is not permitted ({error}); {remains}. Choose a folder of yours."
+        )
+    return FormatError(f"{path}: writing stopped ({error}); {remains}.")

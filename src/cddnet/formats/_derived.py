@@ -1,0 +1,204 @@
+"""Writing derived CT: a new series of new objects that a PACS keeps beside their source.
+
+One slice is in memory at a time; the output appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from pydicom import Dataset, dcmwrite
+
+from cddnet.errors import FormatError
+from cddnet.formats._atomic import new_file, new_folder
+from cddnet.formats._derived_headers import (
+    Recipe,
+    derivation_codes,
+    derived_header,
+    file_meta,
+    referenced_series,
+    require_identity,
+    set_pixel_extremes,
+    source_image,
+)
+from cddnet.formats._derived_pixels import derived_stored
+from cddnet.formats._dicom_frames import DicomHeaders, group_item, image_type
+from cddnet.formats._dicom_pixels import Stored, frame_bytes, quiet
+from cddnet.volume import CTVolume, SliceHU
+
+LONGEST_ELEMENT = 2**32 - 2
+
+
+def write_derived(volume: CTVolume, path: Path) -> None:
+    """Write a derived volume as classic CT where its source is, as Enhanced CT where that is.
+
+    `path` ending in .dcm is a file (Enhanced CT, or a single slice), otherwise a new folder.
+    Raises FormatError for a volume without DICOM source, without any processing step, of another
+    shape than its source, or with values that cannot be stored.
+    """
+    headers = _source_of(volume, path)
+    one_file = path.suffix.lower() == ".dcm"
+    if one_file and not headers.enhanced and len(headers.frames) > 1:
+        raise FormatError(
+            f"{path}: is one file, but the series has {len(headers.frames)} slices; "
+            "name a folder instead."
+        )
+    with quiet():
+        require_identity(headers.frames)
+        recipe = Recipe(volume.derivation, headers)
+        first_uid = headers.frames[0].sop_uid
+    if recipe.sop_uid(0) == first_uid:
+        raise FormatError(f"{path}: the derived image would replace its source.")
+    if one_file:
+        with new_file(path) as file:
+            _write(volume, headers, recipe, [file])
+        return
+    with new_folder(path) as folder:
+        count = 1 if headers.enhanced else len(headers.frames)
+        digits = max(4, len(str(count)))
+        names = [folder / f"{number:0{digits}}.dcm" for number in range(1, count + 1)]
+        _write(volume, headers, recipe, names)
+
+
+def _source_of(volume: CTVolume, path: Path) -> DicomHeaders:
+    headers = volume.headers
+    if not isinstance(headers, DicomHeaders):
+        raise FormatError(
+            f"{path}: only what was read from DICOM can be written as DICOM, because patient, "
+            "study and geometry come from there; choose another format, such as .nii.gz."
+        )
+    if not volume.derivation:
+        raise FormatError(
+            f"{path}: nothing was done to this series, so there is no derived one to write; "
+            "copy its files instead."
+        )
+    shape = (len(headers.frames), *headers.frames[0].size)
+    if volume.shape != shape:
+        raise FormatError(
+            f"{path}: the result has the shape {volume.shape}, its DICOM source {shape}; "
+            "only a series with the slices of its source can be written as DICOM."
+        )
+    return headers
+
+
+def _write(volume: CTVolume, headers: DicomHeaders, recipe: Recipe, files: list[Path]) -> None:
+    if headers.enhanced:
+        _write_enhanced(volume, headers, recipe, files[0])
+        return
+    slices = zip(files, volume.slices(), strict=True)
+    for index, (file, hu) in enumerate(slices):
+        _write_classic(headers, recipe, (index, hu), file)
+
+
+def _write_classic(
+    headers: DicomHeaders, recipe: Recipe, result: tuple[int, SliceHU], file: Path
+) -> None:
+    index, hu = result
+    frame = headers.frames[index]
+    stored = derived_stored(frame, headers.read_stored(index), hu)
+    with quiet():
+        header = derived_header(frame.header, recipe)
+        header.SOPInstanceUID = recipe.sop_uid(index)
+        sources = recipe.sources(index)
+        header.SourceImageSequence = [source_image(source, False) for source in sources]
+        header.ReferencedSeriesSequence = [referenced_series(sources)]
+        header.DerivationCodeSequence = [
+            *(header.get("DerivationCodeSequence") or []),
+            *derivation_codes(recipe.steps),
+        ]
+        set_pixel_extremes(header, stored)
+        pixels = _little_endian(stored)
+        header.add_new("PixelData", "OW", pixels + b"\x00" * (len(pixels) % 2))
+        _save(header, file, recipe)
+
+
+def _write_enhanced(volume: CTVolume, headers: DicomHeaders, recipe: Recipe, file: Path) -> None:
+    with quiet():
+        header = _enhanced_header(headers, recipe)
+        source = headers.frames[0].header
+        length = frame_bytes(source) * len(headers.frames)
+        padded = length + length % 2
+        if padded > LONGEST_ELEMENT:
+            raise FormatError(
+                f"{len(headers.frames)} frames are too much for one uncompressed DICOM file; "
+                "ask for the source as one file per slice."
+            )
+        _save(header, file, recipe)
+    with file.open("ab") as output:
+        output.write(b"\xe0\x7f\x10\x00OW\x00\x00" + padded.to_bytes(4, "little"))
+        _append_frames(volume, headers, output)
+        output.write(b"\x00" * (padded - length))
+
+
+def _append_frames(volume: CTVolume, headers: DicomHeaders, output: BinaryIO) -> None:
+    for index, hu in enumerate(volume.slices()):
+        stored = derived_stored(headers.frames[index], headers.read_stored(index), hu)
+        output.write(_little_endian(stored))
+
+
+def _enhanced_header(headers: DicomHeaders, recipe: Recipe) -> Dataset:
+    """Header of the derived Enhanced CT; its frames come in slice order."""
+    source = headers.frames[0].header
+    header = derived_header(source, recipe)
+    header.SOPInstanceUID = recipe.sop_uid(0)
+    # The only value 2 that Enhanced CT has (PS3.3 C.8.16.1.2).
+    header.ImageType[1] = "PRIMARY"
+    description = header.DerivationDescription
+    for keyword in ("DerivationDescription", "SmallestImagePixelValue", "LargestImagePixelValue"):
+        header.pop(keyword, None)
+    header.NumberOfFrames = len(headers.frames)
+    references = referenced_series(headers.frames)
+    header.ReferencedSeriesSequence = [references]
+    evidence = Dataset()
+    evidence.StudyInstanceUID = source.StudyInstanceUID
+    series = Dataset()
+    series.SeriesInstanceUID = references.SeriesInstanceUID
+    series.ReferencedSOPSequence = references.ReferencedInstanceSequence
+    evidence.ReferencedSeriesSequence = [series]
+    header.SourceImageEvidenceSequence = [evidence]
+    shared = list(header.get("SharedFunctionalGroupsSequence") or [])
+    every = list(header.get("PerFrameFunctionalGroupsSequence") or [])
+    groups = [every[frame.index] if every else Dataset() for frame in headers.frames]
+    for index, group in enumerate(groups):
+        item = Dataset()
+        item.DerivationDescription = description
+        item.DerivationCodeSequence = derivation_codes(recipe.steps)
+        item.SourceImageSequence = [source_image(used, True) for used in recipe.sources(index)]
+        earlier = group_item(source, headers.frames[index].index, "DerivationImageSequence")
+        if earlier.get("DerivationCodeSequence"):
+            kept = list(earlier.DerivationCodeSequence)
+            item.DerivationCodeSequence = [*kept, *item.DerivationCodeSequence]
+        group.DerivationImageSequence = [item]
+    for group in (*shared, *groups):
+        for frame_type in group.get("CTImageFrameTypeSequence") or ():
+            values = image_type(_as_image_type(frame_type))
+            frame_type.FrameType = ["DERIVED", header.ImageType[1], *values[2:]]
+    for group in shared:
+        group.pop("DerivationImageSequence", None)
+    header.PerFrameFunctionalGroupsSequence = groups
+    return header
+
+
+def _as_image_type(frame_type: Dataset) -> Dataset:
+    named = Dataset()
+    named.ImageType = frame_type.get("FrameType")
+    return named
+
+
+def _little_endian(stored: Stored) -> bytes:
+    return np.ascontiguousarray(stored, dtype=stored.dtype.newbyteorder("<")).tobytes()
+
+
+def _save(header: Dataset, file: Path, recipe: Recipe) -> None:
+    header.file_meta = file_meta(header, recipe.steps[-1].version)
+    header.preamble = b"\x00" * 128
+    dcmwrite(
+        file,
+        header,
+        implicit_vr=False,
+        little_endian=True,
+        enforce_file_format=True,
+        overwrite=False,
+    )

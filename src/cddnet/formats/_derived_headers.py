@@ -1,0 +1,344 @@
+"""Headers of derived CT: new identity, the same patient and place, and what was done to it.
+
+Sources: PS3.3 C.7.6.1 (general image), C.12.4.1 (derivation), C.12.1.1.5 (contributing equipment).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime, timedelta, timezone
+
+from pydicom import Dataset, uid
+from pydicom.datadict import dictionary_VR
+from pydicom.dataset import FileMetaDataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.tag import BaseTag
+
+from cddnet.errors import DicomError
+from cddnet.formats._dicom_frames import DicomHeaders, Frame, image_type, is_lossy
+from cddnet.formats._dicom_pixels import Stored, frame_bytes, frame_count, transfer_syntax_of
+from cddnet.volume import Derivation
+
+# Names of ours in derived UIDs; a change would make every re-sent object a new one.
+NAMESPACE = uuid.UUID("59c760d9-9664-4bee-bc1e-08c6cb2d09f6")
+IMPLEMENTATION_UID = "2.25.107606179735323703433431287355604356581"
+MANUFACTURER = "cddnet"
+RESEARCH_MARK = "research"
+RESEARCH_COMMENT = "Research use only. Not for diagnosis."
+
+SERIES_NUMBER_STEP = 9000
+SERIES_NUMBER_RECIPES = 100
+LARGEST_IS = 2**31 - 1
+LONGEST = {"LO": 64, "ST": 1024, "LT": 10240}
+
+# They describe the old pixels, the old object or its storage, and would be untrue of the new one.
+DROPPED = (
+    "IconImageSequence",
+    "SmallestPixelValueInSeries",
+    "LargestPixelValueInSeries",
+    "MACParametersSequence",
+    "DigitalSignaturesSequence",
+    "DataSetTrailingPadding",
+    "InstanceCreatorUID",
+    "SOPInstanceStatus",
+    "SOPAuthorizationDateTime",
+    "SOPAuthorizationComment",
+    "AuthorizationEquipmentCertificationNumber",
+    "ConversionSourceAttributesSequence",
+    "ConcatenationUID",
+    "SOPInstanceUIDOfConcatenationSource",
+    "ConcatenationFrameOffsetNumber",
+    "InConcatenationNumber",
+    "InConcatenationTotalNumber",
+    "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
+)
+LOSSY_METHODS = {
+    uid.JPEGLSNearLossless: "ISO_14495_1",
+    uid.JPEG2000: "ISO_15444_1",
+    uid.HTJ2K: "ISO_15444_15",
+}
+
+
+class Recipe:
+    """What was done to a series, as the headers of every derived slice need it."""
+
+    def __init__(self, steps: Sequence[Derivation], headers: DicomHeaders) -> None:
+        self.steps = tuple(steps)
+        self.frames = headers.frames
+        self.now = datetime.now(_timezone(headers.frames[0].header))
+        self.neighbours = sum(step.neighbours for step in self.steps)
+        self._text = json.dumps([asdict(step) for step in self.steps], sort_keys=True)
+        sources = [f"{frame.sop_uid}/{frame.index}" for frame in self.frames]
+        self.series_uid = derived_uid("series", self._text, *sorted(sources))
+
+    def sources(self, index: int) -> tuple[Frame, ...]:
+        """The source slices that slice `index` was made from, its own first."""
+        first = max(0, index - self.neighbours)
+        around = self.frames[first : index + self.neighbours + 1]
+        own = self.frames[index]
+        return (own, *(frame for frame in around if frame is not own))
+
+    def sop_uid(self, index: int) -> str:
+        """UID of derived slice `index`.
+
+        The series enters too: the same slice derived alone and within its series is two objects.
+        """
+        used = [f"{frame.sop_uid}/{frame.index}" for frame in self.sources(index)]
+        return derived_uid("image", self.series_uid, self._text, *used)
+
+    def series_number(self) -> int:
+        """Source's number + 9000 + a multiple of 10000 that tells recipes apart."""
+        try:
+            number = max(0, int(self.frames[0].header.get("SeriesNumber") or 0))
+        except (TypeError, ValueError):
+            number = 0
+        which = uuid.uuid5(NAMESPACE, self._text).int % SERIES_NUMBER_RECIPES
+        derived = number + SERIES_NUMBER_STEP + 10 * 1000 * which
+        return derived if derived <= LARGEST_IS else SERIES_NUMBER_STEP + 10 * 1000 * which
+
+
+def derived_uid(*parts: str) -> str:
+    """A UID that is the same for the same parts, at most 44 characters (PS3.5 B.2)."""
+    return f"2.25.{uuid.uuid5(NAMESPACE, json.dumps(parts)).int}"
+
+
+def require_identity(frames: Sequence[Frame]) -> None:
+    """Refuse sources that a derived image could not refer to."""
+    for frame in frames:
+        for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
+            if not frame.header.get(keyword):
+                raise DicomError(
+                    f"{frame.name}: has no {keyword}, so a derived image cannot refer to it; "
+                    "export the original series."
+                )
+
+
+def derived_header(source: Dataset, recipe: Recipe) -> Dataset:
+    """A copy of a source header with everything changed that is alike in all slices."""
+    header = copy.deepcopy(source)
+    _drop_untrue(header)
+    last = recipe.steps[-1]
+    values = image_type(source)
+    header.ImageType = ["DERIVED", last.image_type, *(values[2:] or ("AXIAL",))]
+    header.SeriesInstanceUID = recipe.series_uid
+    header.SeriesNumber = recipe.series_number()
+    first = recipe.frames[0].header
+    header.SeriesDescription = _series_description(_text(first, "SeriesDescription"), recipe.steps)
+    date, time = recipe.now.strftime("%Y%m%d"), recipe.now.strftime("%H%M%S.%f")
+    for event in ("InstanceCreation", "Content", "Series"):
+        setattr(header, f"{event}Date", date)
+        setattr(header, f"{event}Time", time)
+    header.DerivationDescription = _derivation_description(source, recipe.steps)
+    header.ImageComments = _joined(_text(source, "ImageComments"), RESEARCH_COMMENT, "LT")
+    if _text(source, "BurnedInAnnotation") != "YES":
+        header.BurnedInAnnotation = "NO"
+    _set_lossy(header, source, recipe.frames[0])
+    _set_padding_vr(header, recipe.frames[0])
+    equipment = [_equipment(step, recipe.now) for step in recipe.steps]
+    header.ContributingEquipmentSequence = [
+        *(header.get("ContributingEquipmentSequence") or []),
+        *equipment,
+    ]
+    return header
+
+
+def derivation_codes(steps: Sequence[Derivation]) -> list[Dataset]:
+    """Codes of CID 7203: a network smooths; what else is done adds a computed image of noise."""
+    found: list[Code] = []
+    for step in steps:
+        wanted = [codes.DCM.PixelByPixelAddition]
+        if step.weights_sha256:
+            wanted = [codes.DCM.Smoothing, codes.DCM.ArtificialIntelligence]
+        found.extend(code for code in wanted if code not in found)
+    return [_coded(code) for code in found]
+
+
+def source_image(frame: Frame, several_frames: bool) -> Dataset:
+    """Reference to a source slice (PS3.3 C.12.4, CID 7202)."""
+    item = _reference(frame)
+    if several_frames:
+        item.ReferencedFrameNumber = frame.index + 1
+    purpose = codes.DCM.SourceImageForImageProcessingOperation
+    item.PurposeOfReferenceCodeSequence = [_coded(purpose)]
+    item.SpatialLocationsPreserved = "YES"
+    return item
+
+
+def referenced_series(frames: Sequence[Frame]) -> Dataset:
+    """The source series and those of its instances that are referred to (PS3.3 C.12.2)."""
+    item = Dataset()
+    item.SeriesInstanceUID = frames[0].header.SeriesInstanceUID
+    unique = {frame.sop_uid: frame for frame in frames}
+    item.ReferencedInstanceSequence = [_reference(frame) for frame in unique.values()]
+    return item
+
+
+def set_pixel_extremes(header: Dataset, stored: Stored) -> None:
+    """Smallest and largest value of the new pixels, where the source told those of its own."""
+    signed = header.PixelRepresentation == 1
+    for keyword, value in (
+        ("SmallestImagePixelValue", stored.min()),
+        ("LargestImagePixelValue", stored.max()),
+    ):
+        if keyword in header:
+            header.pop(keyword)
+            header.add_new(keyword, "SS" if signed else "US", int(value))
+
+
+def file_meta(header: Dataset, version: str) -> FileMetaDataset:
+    """Meta header of a derived file (PS3.10 7.1)."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = header.SOPClassUID
+    meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
+    meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    meta.ImplementationClassUID = uid.UID(IMPLEMENTATION_UID)
+    meta.ImplementationVersionName = _ascii(f"CDDNET_{version}")[:16]
+    return meta
+
+
+def _drop_untrue(header: Dataset) -> None:
+    for keyword in DROPPED:
+        header.pop(keyword, None)
+    doomed: list[BaseTag] = []
+    for tag in header.keys():  # noqa: SIM118
+        # Overlays without data of their own lie in the unused bits of the old pixels; the words of
+        # one in a big-endian file would not be turned round with the rest.
+        data_tag = BaseTag((tag.group << 16) | 0x3000)
+        if _is_overlay(tag) and (data_tag not in header or not header.original_encoding[1]):
+            doomed.append(tag)
+    for tag in doomed:
+        del header[tag]
+    _drop_private(header)
+
+
+def _is_overlay(tag: BaseTag) -> bool:
+    return 0x6000 <= tag.group <= 0x601E and tag.group % 2 == 0
+
+
+def _drop_private(dataset: Dataset) -> None:
+    for tag in list(dataset.keys()):
+        if tag.is_private:
+            del dataset[tag]
+            continue
+        # Only sequences are taken apart: what is not touched is written as the bytes it was.
+        vr = dataset.get_item(tag).VR
+        if (vr or _vr_of(tag)) == "SQ":
+            for item in dataset[tag].value or ():
+                _drop_private(item)
+
+
+def _vr_of(tag: BaseTag) -> str:
+    try:
+        return dictionary_VR(tag)
+    except KeyError:
+        return "UN"
+
+
+def _series_description(source: str, steps: Sequence[Derivation]) -> str:
+    labels = " + ".join(_ascii(step.label) for step in steps)
+    suffix = f"{labels} {RESEARCH_MARK}"
+    if len(suffix) > LONGEST["LO"]:
+        suffix = f"{labels[: LONGEST['LO'] - len(RESEARCH_MARK) - 1]} {RESEARCH_MARK}"
+    return f"{source[: max(0, LONGEST['LO'] - len(suffix) - 1)].strip()} {suffix}".strip()
+
+
+def _derivation_description(source: Dataset, steps: Sequence[Derivation]) -> str:
+    texts = []
+    for step in steps:
+        values = ", ".join(f"{name}={value}" for name, value in step.parameters)
+        weights = f", weights {step.weights_sha256[:12]}" if step.weights_sha256 else ""
+        texts.append(
+            _ascii(f"{step.description} (cddnet {step.version}{weights}; {values})".strip())
+        )
+    return _joined(_text(source, "DerivationDescription"), "; then: ".join(texts), "ST")
+
+
+def _joined(before: str, ours: str, vr: str) -> str:
+    """Ours in full as far as it fits, and what was there before in front of it."""
+    room = LONGEST[vr]
+    ours = ours[:room]
+    if ours in before:
+        return before
+    if before and len(ours) + 4 < room:
+        return f"{before[: room - len(ours) - 2].rstrip()}; {ours}"
+    return ours
+
+
+def _set_lossy(header: Dataset, source: Dataset, first: Frame) -> None:
+    """Once lossy, always lossy (PS3.3 C.7.6.1.1.5)."""
+    header.LossyImageCompression = "01" if is_lossy(source) else "00"
+    syntax = transfer_syntax_of(source)
+    if not is_lossy(source) or source.get("LossyImageCompressionMethod"):
+        return
+    if "LossyImageCompressionRatio" not in source and syntax.is_compressed:
+        raw = frame_bytes(source) * frame_count(source)
+        header.LossyImageCompressionRatio = round(max(1.0, raw / first.path.stat().st_size), 1)
+    if syntax.is_compressed:
+        header.LossyImageCompressionMethod = LOSSY_METHODS.get(syntax, "ISO_10918_1")
+
+
+def _set_padding_vr(header: Dataset, frame: Frame) -> None:
+    signed = header.PixelRepresentation == 1
+    for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
+        told = header.get(keyword)
+        if told is None:
+            continue
+        value = int(told) % 0x10000
+        del header[keyword]
+        value -= 0x10000 if signed and value >= 0x8000 else 0
+        header.add_new(keyword, "SS" if signed else "US", value)
+
+
+def _equipment(step: Derivation, now: datetime) -> Dataset:
+    item = Dataset()
+    item.PurposeOfReferenceCodeSequence = [_coded(codes.DCM.ProcessingEquipment)]
+    item.Manufacturer = MANUFACTURER
+    item.ManufacturerModelName = _ascii(dict(step.parameters).get("model", step.label))[:64]
+    item.SoftwareVersions = _ascii(step.version)[:64]
+    # IHE AI Results: the device is another one after every retraining.
+    item.DeviceUID = derived_uid("device", step.version, step.weights_sha256)
+    item.ContributionDateTime = now.strftime("%Y%m%d%H%M%S.%f")
+    item.ContributionDescription = _ascii(step.description)[: LONGEST["ST"]]
+    return item
+
+
+def _reference(frame: Frame) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID = frame.header.SOPClassUID
+    item.ReferencedSOPInstanceUID = frame.sop_uid
+    return item
+
+
+def _coded(code: Code) -> Dataset:
+    item = Dataset()
+    item.CodeValue = code.value
+    item.CodingSchemeDesignator = code.scheme_designator
+    item.CodeMeaning = code.meaning
+    return item
+
+
+def _timezone(header: Dataset) -> timezone | None:
+    """Zone that the header's times are in; None for this machine's own."""
+    text = _text(header, "TimezoneOffsetFromUTC")
+    try:
+        minutes = int(text[1:3]) * 60 + int(text[3:5])
+        return timezone(timedelta(minutes=-minutes if text[0] == "-" else minutes))
+    except (ValueError, IndexError):
+        return None
+
+
+def _text(header: Dataset, keyword: str) -> str:
+    value = header.get(keyword)
+    return "" if value is None else str(value).strip()
+
+
+def _ascii(text: str) -> str:
+    """Printable ASCII without the backslash, which separates values."""
+    kept = "".join(letter if " " <= letter <= "~" else "?" for letter in text)
+    return kept.replace("\\", "/").strip()

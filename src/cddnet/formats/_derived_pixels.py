@@ -1,0 +1,50 @@
+"""Stored values of derived slices."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cddnet.errors import FormatError
+from cddnet.formats._dicom_frames import Frame
+from cddnet.formats._dicom_pixels import Stored
+from cddnet.intensity.hu import hu_to_stored
+from cddnet.volume import SliceHU
+
+
+def derived_stored(frame: Frame, stored: Stored, hu: SliceHU) -> Stored:
+    """Stored values (H, W) for new HU of a slice, on the source's scale and in its legal range.
+
+    Padding, and pixels whose HU did not change, keep their stored value bit for bit; no other
+    pixel becomes padding. Raises FormatError for NaN, infinity or a wrong shape.
+    """
+    if hu.shape != stored.shape:
+        raise FormatError(
+            f"{frame.name}: the result is {hu.shape}, its source {stored.shape}; "
+            "only slices of the same size can be written as DICOM."
+        )
+    if not np.isfinite(hu).all():
+        raise FormatError(
+            f"{frame.name}: the result holds NaN or infinite values; nothing was written. "
+            "Check the network's weights and precision."
+        )
+    padding = frame.padding_mask(stored)
+    kept = padding | (hu == frame.hu(stored))
+    new = hu_to_stored(hu, frame.slope, frame.intercept, frame.legal)
+    new = _out_of_padding(new, frame)
+    return np.where(kept, stored, new).astype(stored.dtype)
+
+
+def _out_of_padding(new: NDArray[np.int64], frame: Frame) -> NDArray[np.int64]:
+    if frame.padding is None:
+        return new
+    low, high = frame.padding
+    below, above = low - 1, high + 1
+    if below < frame.legal[0] and above > frame.legal[1]:
+        raise FormatError(
+            f"{frame.name}: every legal value is declared as padding, so no result can be stored; "
+            "ask the sending system for a correct PixelPaddingValue."
+        )
+    nearer_below = (new - low < high - new) & (below >= frame.legal[0])
+    nearest = np.where(nearer_below | (above > frame.legal[1]), below, above)
+    return np.where((new >= low) & (new <= high), nearest, new)

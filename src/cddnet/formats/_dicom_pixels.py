@@ -1,0 +1,224 @@
+"""Stored values of one CT slice: decoding every transfer syntax CT is sent in."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+import gdcm  # type: ignore[import-untyped]
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset, config, dcmread, uid
+from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate, get_frame
+from pydicom.pixels.utils import pixel_array
+from pydicom.uid import UID
+
+from cddnet.errors import DicomError
+
+Stored = NDArray[np.integer[Any]]
+
+# Process 2/4 with 12 bits and the two retired progressive processes: GDCM decodes them, and DCMTK
+# agrees to the last bit, but pydicom does not pass them on.
+JPEG_12_BIT = (uid.JPEGExtended12Bit, UID("1.2.840.10008.1.2.4.53"), UID("1.2.840.10008.1.2.4.55"))
+# CharLS reports a damaged stream; GDCM may return what it had decoded until then.
+PREFERRED_PLUGIN = {uid.JPEGLSLossless: "pyjpegls", uid.JPEGLSNearLossless: "pyjpegls"}
+ALWAYS_LOSSY = frozenset({uid.JPEGBaseline8Bit, *JPEG_12_BIT})
+LOSSY = ALWAYS_LOSSY | {uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K}
+END_OF_IMAGE = b"\xff\xd9"
+UNDEFINED_LENGTH = 0xFFFFFFFF
+SEND_AGAIN = "send or export this image again."
+
+_lock = threading.RLock()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep pydicom from warning or logging: its messages quote values, which may name a patient."""
+    logger = logging.getLogger("pydicom")
+    with _lock, warnings.catch_warnings(), config.disable_value_validation():
+        warnings.simplefilter("ignore")
+        disabled, logger.disabled = logger.disabled, True
+        try:
+            yield
+        finally:
+            logger.disabled = disabled
+
+
+def transfer_syntax_of(header: Dataset) -> UID:
+    """Transfer syntax of a file; one without meta header tells only its byte order."""
+    named = getattr(header, "file_meta", Dataset()).get("TransferSyntaxUID")
+    if named:
+        return UID(str(named))
+    implicit, little = header.original_encoding
+    if not little:
+        return UID(uid.ExplicitVRBigEndian)
+    return UID(uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian)
+
+
+class PixelElement(NamedTuple):
+    """Where pixel data starts in a file, and its length there; None where it has no fixed one."""
+
+    offset: int
+    length: int | None
+
+
+def find_pixels(file: BinaryIO, syntax: UID) -> PixelElement | None:
+    """The pixel data of a file read up to there; None without any."""
+    order: Literal["little", "big"] = "little" if syntax.is_little_endian else "big"
+    head = file.read(8 if syntax.is_implicit_VR else 12)
+    group, element = int.from_bytes(head[:2], order), int.from_bytes(head[2:4], order)
+    if (group, element) != (0x7FE0, 0x0010):
+        return None
+    length = int.from_bytes(head[-4:], order)
+    return PixelElement(file.tell(), None if length == UNDEFINED_LENGTH else length)
+
+
+def read_stored(path: Path, frame: int = 0) -> Stored:
+    """Stored values (H, W) of one frame of a file; of a multi-frame file only that frame is read.
+
+    Raises DicomError where the pixels are missing, cut short, damaged or in an unknown coding.
+    """
+    with quiet():
+        try:
+            with path.open("rb") as file:
+                dataset = dcmread(file, stop_before_pixels=True, force=True)
+                syntax = transfer_syntax_of(dataset)
+                if syntax.is_transfer_syntax and not syntax.is_deflated:
+                    _attach_frame(dataset, file, syntax, frame)
+                    return decode_stored(dataset, name=path.name)
+            return decode_stored(dcmread(path, force=True), frame, name=path.name)
+        except DicomError:
+            raise
+        except Exception as error:
+            raise DicomError(
+                f"{path.name}: cannot be read ({type(error).__name__}); {SEND_AGAIN}"
+            ) from error
+
+
+def decode_stored(dataset: Dataset, frame: int = 0, *, name: str = "image") -> Stored:
+    """Stored values (H, W) of one frame of a dataset with pixels, by its transfer syntax alone.
+
+    Whether the values are CT in HU is not asked here. Bits above BitsStored are masked out, or
+    filled with the sign (PS3.5 8.1.1). Raises DicomError as `read_stored` does.
+    """
+    if "PixelData" not in dataset:
+        raise DicomError(f"{name}: there is no pixel data in it; {SEND_AGAIN}")
+    if not dataset["PixelData"].value:
+        raise DicomError(f"{name}: its pixel data is empty; {SEND_AGAIN}")
+    syntax = transfer_syntax_of(dataset)
+    if not syntax.is_transfer_syntax:
+        raise undecodable(name, syntax)
+    with quiet():
+        try:
+            if syntax.is_encapsulated and syntax != uid.RLELossless:
+                _require_complete_stream(dataset, frame, name)
+            stored = _decode(dataset, syntax, frame)
+        except DicomError:
+            raise
+        except Exception as error:
+            if isinstance(error, NotImplementedError) or "missing dependencies" in str(error):
+                raise undecodable(name, syntax) from error
+            raise DicomError(
+                f"{name}: its pixel data ({syntax.name}) is damaged or cut short; {SEND_AGAIN}"
+            ) from error
+    if stored.shape != (dataset.Rows, dataset.Columns):
+        raise DicomError(
+            f"{name}: the pixels decode to {' x '.join(map(str, stored.shape))}, but the header "
+            f"says {dataset.Rows} x {dataset.Columns}; {SEND_AGAIN}"
+        )
+    return stored
+
+
+def frame_count(header: Dataset) -> int:
+    """Frames in a file; a file that does not say holds one."""
+    return int(header.get("NumberOfFrames") or 1)
+
+
+def frame_bytes(header: Dataset) -> int:
+    """Length of one uncompressed frame."""
+    samples = int(header.get("SamplesPerPixel") or 1)
+    return int(header.Rows * header.Columns * samples * header.BitsAllocated // 8)
+
+
+def _attach_frame(dataset: Dataset, file: BinaryIO, syntax: UID, frame: int) -> None:
+    """Read one frame behind the header; the dataset then looks like a file with it alone."""
+    pixels, frames = find_pixels(file, syntax), frame_count(dataset)
+    if pixels is None:
+        return
+    if syntax.is_encapsulated:
+        table = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
+        offsets = table if all(table) else None
+        stream = get_frame(file, frame, number_of_frames=frames, extended_offsets=offsets)
+        value = encapsulate([stream])
+        for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
+            dataset.pop(keyword, None)
+    else:
+        length = frame_bytes(dataset)
+        file.seek(frame * length, os.SEEK_CUR)
+        # Not beyond the element: what follows it are other tags, not pixels.
+        value = file.read(max(0, min(length, (pixels.length or 0) - frame * length)))
+        value += b"\x00" * (len(value) == length and length % 2)
+    dataset.add_new("PixelData", "OB" if syntax.is_encapsulated else "OW", value)
+    dataset["PixelData"].is_undefined_length = syntax.is_encapsulated
+    if frames > 1:
+        dataset.NumberOfFrames = 1
+
+
+def _decode(dataset: Dataset, syntax: UID, frame: int) -> Stored:
+    if syntax in JPEG_12_BIT and dataset.BitsStored > 8:
+        return _decode_jpeg_12_bit(dataset, syntax, frame)
+    if "TransferSyntaxUID" not in getattr(dataset, "file_meta", ()):
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = syntax
+    stored = pixel_array(
+        dataset, index=frame, raw=True, decoding_plugin=PREFERRED_PLUGIN.get(syntax, "")
+    )
+    return np.ascontiguousarray(stored.astype(stored.dtype.newbyteorder("="), copy=False))
+
+
+def _decode_jpeg_12_bit(dataset: Dataset, syntax: UID, frame: int) -> Stored:
+    stream = get_frame(dataset.PixelData, frame, number_of_frames=frame_count(dataset))
+    fragment = gdcm.Fragment()
+    fragment.SetByteStringValue(stream)
+    fragments = gdcm.SequenceOfFragments.New()
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetValue(fragments.__ref__())
+    image = gdcm.Image()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((dataset.Columns, dataset.Rows, 1))
+    image.SetDataElement(element)
+    grey = gdcm.PhotometricInterpretation.GetPIType("MONOCHROME2")
+    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(grey))
+    coding = gdcm.TransferSyntax.GetTSType(str.__str__(syntax))
+    image.SetTransferSyntax(gdcm.TransferSyntax(coding))
+    bits, signed = dataset.BitsStored, dataset.PixelRepresentation
+    image.SetPixelFormat(gdcm.PixelFormat(1, 16, bits, bits - 1, signed))
+    # The binding hands bytes over as text.
+    raw = image.GetBuffer().encode("utf-8", "surrogateescape")
+    stored = np.frombuffer(raw, dtype="<i2" if signed else "<u2")
+    shift = 16 - bits
+    stored = stored.reshape(dataset.Rows, dataset.Columns) << shift >> shift
+    return np.asarray(stored, dtype=np.int16 if signed else np.uint16)
+
+
+def _require_complete_stream(dataset: Dataset, frame: int, name: str) -> None:
+    """JPEG decoders fill what is missing of a stream with grey; a CT must not be filled up."""
+    stream = get_frame(dataset.PixelData, frame, number_of_frames=frame_count(dataset))
+    if not stream.rstrip(b"\x00\xff").endswith(END_OF_IMAGE):
+        raise DicomError(f"{name}: its compressed pixel data is cut short; {SEND_AGAIN}")
+
+
+def undecodable(name: str, syntax: UID) -> DicomError:
+    """The refusal of a transfer syntax that no permissive decoder reads."""
+    return DicomError(
+        f"{name}: its pixels are coded as {syntax.name} ({syntax!s}), which cannot be decoded "
+        "here; ask the sending system for an uncompressed export (Explicit VR Little Endian)."
+    )

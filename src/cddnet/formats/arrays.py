@@ -1,0 +1,131 @@
+"""NumPy arrays in HU: .npy holds nothing else, .npz holds the geometry too.
+
+A .npz has `hu` (D, H, W) or (H, W), `spacing_mm` (3,) and optionally `origin_mm` (3,), `direction`
+(3, 3) and `derivation` (JSON text), all in the order and units of CTVolume.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.lib import format as npy_format
+from numpy.typing import NDArray
+
+from cddnet.errors import FormatError
+from cddnet.formats import ReadOptions, WriteOptions
+from cddnet.formats._atomic import new_file
+from cddnet.formats._axes import Axes, axes_from_directions, axes_of
+from cddnet.formats._finite import REAL_KINDS, finite_hu, require_finite
+from cddnet.formats._sidecar import new_recorded_files, record, recorded, recorded_beside
+from cddnet.volume import CTVolume, SliceHU
+
+SUFFIXES = (".npz", ".npy")
+NO_GEOMETRY = (
+    "a .npy file holds no geometry: spacing is set to 1 mm and orientation is not known; "
+    "distances are not to be measured"
+)
+UNTURNED = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
+DAMAGED = (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+
+
+def recognises(head: bytes) -> bool:
+    """The magic of .npy, or of a zip archive whose first member is an .npy."""
+    name_end = 30 + int.from_bytes(head[26:28], "little")
+    return head.startswith(b"\x93NUMPY") or (
+        head.startswith(b"PK\x03\x04") and head[30:name_end].endswith(b".npy")
+    )
+
+
+def read(path: Path, options: ReadOptions) -> CTVolume:
+    """HU as they stand; slices of .npy are read on demand, a .npz is read whole."""
+    with path.open("rb") as file:
+        is_archive = file.read(2) == b"PK"
+    return _read_npz(path) if is_archive else _read_npy(path)
+
+
+def write(volume: CTVolume, path: Path, options: WriteOptions) -> None:
+    """HU as float32."""
+    if path.suffix.lower() == ".npy":
+        with new_recorded_files(volume, path) as (temporary,), temporary.open("wb") as file:
+            _write_stack(file, volume)
+        return
+    axes = axes_of(volume, str(path))
+    with (
+        new_file(path) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+    ):
+        with archive.open("hu.npy", "w", force_zip64=True) as file:
+            _write_stack(file, volume)
+        texts = {"derivation": np.array(record(volume.derivation))} if volume.derivation else {}
+        for name, values in {**axes._asdict(), **texts}.items():
+            with archive.open(f"{name}.npy", "w") as file:
+                npy_format.write_array(file, np.asarray(values), allow_pickle=False)
+
+
+def _write_stack(file: IO[bytes], volume: CTVolume) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": tuple(map(int, volume.shape))}
+    npy_format.write_array_header_1_0(file, header)
+    for hu in volume.slices():
+        file.write(hu.astype("<f4").tobytes())
+
+
+def _read_npy(path: Path) -> CTVolume:
+    try:
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+    except DAMAGED as error:
+        raise _damaged(path, error) from error
+    unknown = Axes((1.0, 1.0, 1.0), (0.0, 0.0, 0.0), UNTURNED)
+    volume = _volume(path, stored, unknown)
+    return replace(volume, notes=(NO_GEOMETRY,), derivation=recorded_beside(path))
+
+
+def _read_npz(path: Path) -> CTVolume:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            held = {name: archive[name] for name in archive.files}
+    except DAMAGED as error:
+        raise _damaged(path, error) from error
+    if not {"hu", "spacing_mm"} <= held.keys():
+        raise FormatError(
+            f"{path}: holds {', '.join(held) or 'nothing'}, expected hu, spacing_mm and, if known, "
+            "origin_mm and direction; save it again under these names."
+        )
+    origin, direction = held.get("origin_mm", np.zeros(3)), held.get("direction", UNTURNED)
+    try:
+        axes = axes_from_directions(str(path), direction, held["spacing_mm"], origin)
+    except (ValueError, TypeError) as error:
+        raise _damaged(path, error) from error
+    volume = _volume(path, held["hu"], axes)
+    if "derivation" in held:
+        return replace(volume, derivation=recorded(str(held["derivation"]), str(path)))
+    return volume
+
+
+def _volume(path: Path, stored: NDArray[np.generic], axes: Axes) -> CTVolume:
+    if stored.dtype.kind not in REAL_KINDS:
+        raise FormatError(f"{path}: the values are {stored.dtype}, expected real numbers in HU.")
+    stack = stored[None] if stored.ndim == 2 else stored
+    if stack.ndim != 3 or 0 in stack.shape:
+        raise FormatError(
+            f"{path}: the array has shape {stored.shape}, expected (slice, row, column) or "
+            "(row, column); save each series to a file of its own."
+        )
+    if stack.dtype.kind == "f":
+        require_finite(stack, str(path))
+
+    def read_slice(index: int) -> SliceHU:
+        return finite_hu(stack[index], f"{path}, slice {index + 1}")
+
+    depth, height, width = stack.shape
+    return CTVolume(shape=(depth, height, width), read_slice=read_slice, **axes._asdict())
+
+
+def _damaged(path: Path, error: Exception) -> FormatError:
+    return FormatError(
+        f"{path}: not an array of numbers, or damaged ({error}); save it again without pickling."
+    )

@@ -1,0 +1,159 @@
+"""DICOM: CT Image and Enhanced CT series in files, folders and trees of folders.
+
+Pixels stay in the files until a slice is asked for. What cannot be trusted to be CT in HU is
+refused; what slice-wise work may ignore becomes a note.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydicom import Dataset
+
+from cddnet.errors import DicomError
+from cddnet.formats import ReadOptions, WriteOptions
+from cddnet.formats._derived import write_derived
+from cddnet.formats._dicom_frames import (
+    DicomHeaders,
+    Frame,
+    image_type,
+    is_enhanced,
+    is_lossy,
+    require_pixels,
+)
+from cddnet.formats._dicom_geometry import stack
+from cddnet.formats._dicom_pixels import quiet
+from cddnet.formats._dicom_scan import (
+    Series,
+    SeriesSummary,
+    choose_series,
+    find_series,
+    looks_like_dicom,
+)
+from cddnet.volume import CTVolume
+
+__all__ = ["FOLDER", "SUFFIXES", "DicomHeaders", "list_series", "read", "recognises", "write"]
+
+FOLDER = True
+SUFFIXES = (".dcm",)
+COARSE_STEP_HU = 4.0
+
+
+def recognises(head: bytes) -> bool:
+    """True for a DICOM file by its preamble, or by a first tag in files that lack one."""
+    return looks_like_dicom(head)
+
+
+@quiet()
+def list_series(path: Path) -> tuple[SeriesSummary, ...]:
+    """Every series in a file, folder or tree, the unfit ones with the reason."""
+    return tuple(series.summary() for series in find_series(path))
+
+
+@quiet()
+def read(path: Path, options: ReadOptions) -> CTVolume:
+    """One CT series of a file, folder or tree; `options.series` is a series UID or its ending.
+
+    Raises DicomError for what is no CT in HU or damaged, GeometryError where slices do not belong
+    on one grid, SeriesChoiceError where several series match.
+    """
+    chosen, others = choose_series(path, options.series)
+    enhanced = is_enhanced(chosen.frames[0].header)
+    _require_one_object(chosen, enhanced)
+    used = {frame.path for frame in chosen.frames}
+    for scanned in chosen.files:
+        if scanned.path in used:
+            require_pixels(scanned)
+    slices = stack(chosen.frames, chosen.uid)
+    notes = (*slices.notes, *_content_notes(slices.frames), *_left_out(chosen, others))
+    headers = DicomHeaders(frames=slices.frames, enhanced=enhanced)
+    return CTVolume(
+        shape=(len(slices.frames), *slices.frames[0].size),
+        spacing_mm=slices.spacing_mm,
+        read_slice=headers.read_hu,
+        read_padding=headers.read_padding if any(f.padding for f in slices.frames) else None,
+        origin_mm=slices.origin_mm,
+        direction=slices.direction,
+        thickness_mm=_one_thickness_mm(slices.frames),
+        positions_mm=slices.positions_mm,
+        series_uid=chosen.uid,
+        headers=headers,
+        notes=notes,
+        volume_problems=slices.problems,
+    )
+
+
+def write(volume: CTVolume, path: Path, options: WriteOptions) -> None:
+    """Write a derived series: a new folder with a file per slice, one file for Enhanced CT.
+
+    A path that ends in .dcm is the file itself, of an Enhanced CT or a single slice. Raises
+    FormatError for a volume that does not come from DICOM or that nothing was done to.
+    """
+    write_derived(volume, path)
+
+
+def _require_one_object(series: Series, enhanced: bool) -> None:
+    files = {frame.path for frame in series.frames}
+    for keyword, what in (("PatientID", "patients"), ("StudyInstanceUID", "studies")):
+        # Raw bytes: decoding them with a wrong character set would change what is copied later.
+        found = {_raw(frame.header, keyword) for frame in series.frames}
+        if len(found) > 1:
+            raise DicomError(
+                f"series {series.uid}: its files belong to {len(found)} {what}; "
+                "sort them into one folder each, and check where they came from."
+            )
+    if not enhanced:
+        if any(is_enhanced(frame.header) for frame in series.frames):
+            raise DicomError(
+                f"series {series.uid}: mixes CT Image and Enhanced CT files; give one kind."
+            )
+        return
+    if len(files) > 1:
+        raise DicomError(
+            f"series {series.uid}: holds {len(files)} Enhanced CT files, "
+            "each with its own slices; give one of the files."
+        )
+
+
+def _raw(header: Dataset, keyword: str) -> str:
+    value = header.get_item(keyword).value if keyword in header else b""
+    return str(value.strip(b" \x00") if isinstance(value, bytes) else value)
+
+
+def _one_thickness_mm(frames: Sequence[Frame]) -> float | None:
+    """Thickness of every slice; None where it is unknown or differs, which a note then says."""
+    found = {frame.thickness_mm for frame in frames}
+    return found.pop() if len(found) == 1 else None
+
+
+def _content_notes(frames: Sequence[Frame]) -> list[str]:
+    notes = []
+    types = Counter(image_type(frame.header) for frame in frames)
+    if any(values[:1] == ("DERIVED",) for values in types):
+        notes.append("the source is itself a derived image, not the scanner's original")
+    if any(len(values) > 2 and values[2] not in ("AXIAL", "VOLUME") for values in types):
+        others = sorted({values[2] for values in types if len(values) > 2} - {"AXIAL", "VOLUME"})
+        notes.append(f"image type says {', '.join(others)} instead of AXIAL")
+    if any(is_lossy(frame.header) for frame in frames):
+        notes.append("the images were compressed with loss before they came here")
+    if len({frame.thickness_mm for frame in frames}) > 1:
+        notes.append("slice thickness differs within the series")
+    step_hu = max(abs(frame.slope) for frame in frames)
+    if step_hu > COARSE_STEP_HU:
+        notes.append(f"values are stored in steps of {step_hu:g} HU, finer changes are lost")
+    if any(str(frame.header.get("BurnedInAnnotation") or "") == "YES" for frame in frames):
+        notes.append("text is burned into the images and will be processed with them")
+    return notes
+
+
+def _left_out(chosen: Series, others: Sequence[Series]) -> list[str]:
+    notes = []
+    if chosen.localizers:
+        notes.append(f"{chosen.localizers} localizer images of the series were left out")
+    if others:
+        kinds = Counter(series.summary().modality or "unknown" for series in others)
+        listed = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        notes.append(f"other series there were left out: {listed}")
+    return notes

@@ -1,0 +1,168 @@
+"""NIfTI-1 and NIfTI-2 in one file, plain or gzip compressed; needs nibabel.
+
+A stored array (i, j, k) becomes slices k of rows j and columns i, in the order of the file, with
+its axes turned from RAS to LPS. A .nii.gz cannot be entered in the middle: reading its slices in
+order unpacks the file once, every step back unpacks it again from the start.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cddnet.errors import FormatError
+from cddnet.formats import ReadOptions, WriteOptions
+from cddnet.formats._axes import axes_from_ras, axes_of, ras_from_axes
+from cddnet.formats._finite import REAL_KINDS, finite_hu
+from cddnet.formats._optional import optional
+from cddnet.formats._sidecar import RESEARCH_USE, new_recorded_files, recorded_beside
+from cddnet.formats._stored import CompressedSlices, Layout, plain_slices
+from cddnet.volume import CTVolume, SliceHU
+
+SUFFIXES = (".nii.gz", ".nii")
+GZIP = b"\x1f\x8b"
+SIZE_1, SIZE_2 = 348, 540
+# The four bytes between header and voxels.
+NO_EXTENSIONS = b"\0\0\0\0"
+MM_PER_UNIT = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
+ONLY_PIXDIM = (
+    "the NIfTI header states no orientation (qform and sform codes are 0): the geometry is its "
+    "pixdim only, left and right are not certain"
+)
+FORMS_DIFFER = "the NIfTI header's qform and sform differ; the sform is used"
+
+
+class _Header(NamedTuple):
+    layout: Layout
+    slope: float
+    intercept: float
+    ras_affine: NDArray[np.float64]
+    notes: tuple[str, ...]
+
+
+def recognises(head: bytes) -> bool:
+    """The magic at its place, after unpacking if need be."""
+    if head.startswith(GZIP):
+        try:
+            head = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(head, SIZE_2)
+        except zlib.error:
+            return False
+    return head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0"
+
+
+def read(path: Path, options: ReadOptions) -> CTVolume:
+    """HU as stored with the header's slope and intercept applied; slices are read on demand."""
+    header = _header(path)
+    read_stored: Callable[[int], NDArray[np.generic]] = (
+        CompressedSlices(header.layout) if _is_gzip(path) else plain_slices(header.layout)
+    )
+
+    def read_slice(index: int) -> SliceHU:
+        return finite_hu(
+            read_stored(index),
+            f"{path}, slice {index + 1}",
+            slope=header.slope,
+            intercept=header.intercept,
+        )
+
+    return CTVolume(
+        shape=header.layout.shape,
+        read_slice=read_slice,
+        notes=header.notes,
+        derivation=recorded_beside(path),
+        **axes_from_ras(str(path), header.ras_affine)._asdict(),
+    )
+
+
+def write(volume: CTVolume, path: Path, options: WriteOptions) -> None:
+    """HU as float32 with spacing, position and orientation as sform and qform."""
+    depth, height, width = volume.shape
+    affine = ras_from_axes(axes_of(volume, str(path)))
+    header = optional("nibabel", "nifti").Nifti1Header(endianness="<")
+    header.set_data_dtype(np.float32)
+    header.set_data_shape((width, height, depth))
+    header.set_xyzt_units("mm")
+    header.set_sform(affine, code="scanner")
+    header.set_qform(affine, code="scanner")
+    header.set_slope_inter(1.0, 0.0)
+    header["vox_offset"] = SIZE_1 + len(NO_EXTENSIONS)
+    header["descrip"] = f"HU; {RESEARCH_USE}".encode()
+    packed = path.name.lower().endswith(".gz")
+    # Level 1 and no time stamp, like nibabel: noise hardly shrinks further, and the same volume
+    # gives the same bytes.
+    with (
+        new_recorded_files(volume, path) as (temporary,),
+        temporary.open("wb") as file,
+        gzip.GzipFile("", "wb", 1, file, mtime=0) if packed else nullcontext(file) as out,
+    ):
+        out.write(header.binaryblock + NO_EXTENSIONS)
+        for hu in volume.slices():
+            out.write(hu.astype("<f4").tobytes())
+
+
+def _header(path: Path) -> _Header:
+    nibabel = optional("nibabel", "nifti")
+    HeaderDataError = nibabel.spatialimages.HeaderDataError
+    try:
+        with gzip.open(path) if _is_gzip(path) else path.open("rb") as file:
+            is_second = file.read(8)[4:7] == b"n+2"
+            file.seek(0)
+            header = (nibabel.Nifti2Header if is_second else nibabel.Nifti1Header).from_fileobj(
+                file
+            )
+        slope, intercept = header.get_slope_inter()
+        qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
+        layout = Layout(
+            path,
+            _shape(path, header.get_data_shape()),
+            header.get_data_dtype(),
+            int(header.get_data_offset()),
+        )
+        unit = str(header.get_xyzt_units()[0])
+        affine = header.get_best_affine()
+    except (HeaderDataError, OSError, EOFError, KeyError, ValueError, zlib.error) as error:
+        if isinstance(error, PermissionError):
+            raise
+        raise FormatError(
+            f"{path}: the NIfTI header is damaged ({error}); export the file again."
+        ) from error
+    if layout.dtype.kind not in REAL_KINDS:
+        raise FormatError(f"{path}: the voxels are {layout.dtype}, expected real numbers in HU.")
+    if unit not in MM_PER_UNIT:
+        raise FormatError(f"{path}: lengths are in {unit!r}, expected mm; repair the header.")
+    affine[:3] *= MM_PER_UNIT[unit]
+    notes: tuple[str, ...] = ()
+    if qform is None and sform is None:
+        notes = (ONLY_PIXDIM,)
+    elif qform is not None and sform is not None and not np.allclose(qform, sform, atol=1e-2):
+        notes = (FORMS_DIFFER,)
+    return _Header(
+        layout,
+        1.0 if slope is None else float(slope),
+        0.0 if intercept is None else float(intercept),
+        affine,
+        notes,
+    )
+
+
+def _shape(path: Path, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """(D, H, W) of stored (W, H), (W, H, D) or (W, H, D, 1)."""
+    if len(shape) < 2 or any(length != 1 for length in shape[3:]) or 0 in shape:
+        raise FormatError(
+            f"{path}: the array is {' x '.join(map(str, shape))}, expected three dimensions; "
+            "write each time point or channel to a file of its own."
+        )
+    columns, rows, slices = (*shape, 1)[:3]
+    return int(slices), int(rows), int(columns)
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == GZIP

@@ -1,0 +1,1 @@
+"""Losses: functions (prediction, target) -> scalar tensor, in network range."""

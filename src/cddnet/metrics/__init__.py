@@ -1,0 +1,1 @@
+"""Image quality: NumPy arrays in HU in, figures out."""

@@ -1,0 +1,46 @@
+"""Model cards: what a weights file is, in JSON beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cddnet.errors import ModelError
+from cddnet.intensity.normalise import HU_PER_UNIT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """model: a file in models/.  options: of its Config.  name: as shown, "cddnet@1".
+    hu_per_unit: of the network range.  strength: default blend.  sha256: of the weights file.
+    training: data, licences, recipe and figures, for people.
+    """
+
+    name: str
+    model: str
+    options: dict[str, int | float | str]
+    version: str
+    sha256: str
+    strength: float = 1.0
+    hu_per_unit: float = HU_PER_UNIT
+    training: dict[str, object] = field(default_factory=dict)
+
+
+def read_card(weights: Path) -> Card:
+    """The card beside a weights file.  Raises ModelError if it is missing or not a card."""
+    path = weights.with_suffix(".json")
+    try:
+        return Card(**json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ModelError(
+            f"{weights.name}: no model card {path.name} beside it; keep both files together."
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{path.name} is not a model card of this version: {error}") from error
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,56 @@
+"""A trained network on disk: weights in safetensors, with a JSON card beside them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from cddnet import models
+from cddnet.errors import ModelError
+from cddnet.intensity.normalise import HU_PER_UNIT
+from cddnet.models._cards import Card, file_hash, read_card
+
+
+def save(network: nn.Module, weights: Path, **card: object) -> Card:
+    """Write `weights` (.safetensors) and its card beside it (.json), with the hash filled in."""
+    state = {key: value.contiguous() for key, value in network.state_dict().items()}
+    save_file(state, weights)
+    written = Card(sha256=file_hash(weights), **card)  # type: ignore[arg-type]
+    weights.with_suffix(".json").write_text(
+        json.dumps(asdict(written), indent=2) + "\n", encoding="utf-8"
+    )
+    return written
+
+
+def load(weights: Path) -> tuple[nn.Module, Card]:
+    """Network in evaluation mode and its card.
+
+    Raises: ModelError where the file is not safetensors, is damaged (hash), or does not fit.
+    """
+    card = read_card(weights)
+    try:
+        found = file_hash(weights)
+    except OSError as error:
+        raise ModelError(f"{weights}: weights cannot be read: {error.strerror}.") from error
+    if found != card.sha256:
+        raise ModelError(
+            f"{weights.name}: SHA-256 is {found[:12]}..., its card says {card.sha256[:12]}...; "
+            "the file is damaged or was exchanged. Fetch both files again."
+        )
+    if card.hu_per_unit != HU_PER_UNIT:
+        raise ModelError(
+            f"{weights.name}: trained with {card.hu_per_unit} HU per unit of network range, "
+            f"this version uses {HU_PER_UNIT}; use the version named in its card, {card.version}."
+        )
+    network = models.build(card.model, **card.options)
+    try:
+        network.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(f"{weights.name}: weights do not fit {card.model}: {first}") from error
+    return network.eval(), card

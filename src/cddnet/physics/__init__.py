@@ -1,0 +1,1 @@
+"""CT physics: pure functions of arrays with explicit generators."""

@@ -1,0 +1,1 @@
+"""Run a trained network: find its weights, choose a device, denoise slices."""

@@ -1,0 +1,1 @@
+"""Training: pairs of low and full dose, and checkpoints."""

@@ -1,0 +1,66 @@
+"""Full-dose slices to learn from, out of CT volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cddnet.errors import GeometryError
+from cddnet.intensity.hu import AIR_HU
+from cddnet.physics.dose import SliceGeometry
+from cddnet.training.pairs import FullDoseSlice
+from cddnet.volume import CTVolume
+
+# Thin slices are averaged up to this thickness, so that targets are quiet.
+_QUIET_MM = 5.0
+
+
+def full_dose_slices(volume: CTVolume) -> Iterator[FullDoseSlice]:
+    """Slices with padding set to air; thin ones averaged over runs of neighbours.
+
+    A run ends where the distance between slices changes.
+    """
+    geometry = slice_geometry(volume)
+    positions_mm = volume.slice_positions_mm()
+    spacing_mm = volume.spacing_mm[0]
+    together = max(1, int(_QUIET_MM // max(geometry.thickness_mm, spacing_mm)))
+    index = 0
+    while index < volume.shape[0]:
+        run = [index]
+        while (
+            len(run) < together
+            and run[-1] + 1 < volume.shape[0]
+            and abs(positions_mm[run[-1] + 1] - positions_mm[run[-1]] - spacing_mm) < 0.01
+        ):
+            run.append(run[-1] + 1)
+        thickness_mm = geometry.thickness_mm + min(geometry.thickness_mm, spacing_mm) * (
+            len(run) - 1
+        )
+        yield FullDoseSlice(
+            hu=np.mean([filled(volume, item) for item in run], axis=0, dtype=np.float32),
+            geometry=geometry._replace(thickness_mm=thickness_mm),
+            series_uid=volume.series_uid,
+            slice_index=index,
+        )
+        index = run[-1] + 1
+
+
+def filled(volume: CTVolume, index: int) -> NDArray[np.float32]:
+    """Slice (H, W) in HU with padding set to air."""
+    return np.where(volume.padding(index), np.float32(AIR_HU), volume.read_slice(index))
+
+
+def slice_geometry(volume: CTVolume) -> SliceGeometry:
+    """What the physics needs of a volume.  Raises GeometryError where it is not known."""
+    _, row_mm, column_mm = volume.spacing_mm
+    if abs(row_mm - column_mm) > 0.01 * column_mm:
+        raise GeometryError(
+            f"pixels are {row_mm:.3f} x {column_mm:.3f} mm; dose simulation needs square ones."
+        )
+    if volume.thickness_mm is None:
+        raise GeometryError(
+            "the slice thickness is unknown; dose simulation needs it. Give a DICOM series."
+        )
+    return SliceGeometry(pixel_mm=column_mm, thickness_mm=volume.thickness_mm)

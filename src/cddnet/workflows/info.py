@@ -1,0 +1,46 @@
+"""What a file or folder holds, and whether it may be denoised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from cddnet.errors import CddnetError, SeriesChoiceError
+from cddnet.formats import read_volume
+from cddnet.volume import CTVolume
+
+
+class SeriesInfo(NamedTuple):
+    """uid: "" where the format has none.  refusal: why it may not be denoised, or None."""
+
+    uid: str
+    description: str
+    notes: tuple[str, ...]
+    refusal: str | None
+
+
+def describe(source: Path) -> tuple[SeriesInfo, ...]:
+    """Every series found.  A refusal is an answer here, not an error."""
+    try:
+        return (_fit(read_volume(source)),)
+    except SeriesChoiceError as several:
+        return tuple(_chosen(source, uid, text) for uid, text in several.choices)
+    except CddnetError as error:
+        return (SeriesInfo("", "no CT series in HU", (), str(error)),)
+
+
+def _chosen(source: Path, uid: str, description: str) -> SeriesInfo:
+    try:
+        return _fit(read_volume(source, series=uid))
+    except CddnetError as error:
+        return SeriesInfo(uid, description, (), str(error))
+
+
+def _fit(volume: CTVolume) -> SeriesInfo:
+    depth, height, width = volume.shape
+    slice_mm, row_mm, column_mm = volume.spacing_mm
+    text = (
+        f"{depth} slices of {height} x {width}, {slice_mm:.2f} mm apart, "
+        f"pixels {row_mm:.3f} x {column_mm:.3f} mm"
+    )
+    return SeriesInfo(volume.series_uid, text, volume.notes, None)

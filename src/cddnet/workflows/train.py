@@ -1,0 +1,205 @@
+"""Train a network from full-dose series, with low dose simulated on the way."""
+
+# Shapes: B batch, H row, W column; images (B, 1, H, W) in network range.
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from cddnet import __version__, models
+from cddnet.config import LossWeights, PatientSplit, TrainConfig, load_config
+from cddnet.errors import FormatError
+from cddnet.formats import read_all_series
+from cddnet.intensity.normalise import to_hu, to_network
+from cddnet.losses.pixel import absolute, charbonnier, local_mean
+from cddnet.metrics.fidelity import psnr
+from cddnet.models import _weights
+from cddnet.models._output import Output
+from cddnet.physics.dose import SCANNER_FLOOR_HU, insert_noise, rng_for
+from cddnet.training.pairs import FullDoseSlice, NoisyPairs, Pair
+from cddnet.training.splits import load_slices
+
+_CLIP_NORM = 1.0
+# 40 and 20 HU: an error after 20 HU of mean absolute noise counts once.
+_NOISE_UNIT, _NOISE_FLOOR = 40 / 1024, 20 / 1024
+_VALIDATION_WINDOW_HU = (-160.0, 240.0)
+_VALIDATION_SLICES = 4
+
+
+class Validation(NamedTuple):
+    """PSNR in dB at the calibrated quarter dose, mean over patients: input and output."""
+
+    low_dose_db: float
+    denoised_db: float
+
+
+def train_from_config(recipe: Path, data: Path, out: Path) -> None:
+    """Train by a recipe over the data folder; writes weights, card and log into the new folder out.
+
+    Raises: ConfigError, FormatError (out exists, data missing), ModelError.
+    """
+    config = load_config(recipe, TrainConfig)
+    split = load_config(recipe.parent / config.split, PatientSplit)
+    if out.exists():
+        raise FormatError(f"{out} exists; give a new folder, runs are never overwritten.")
+    learned = load_slices(split.train, data, read_all_series)
+    checked = load_slices(split.validation, data, read_all_series)
+    out.mkdir(parents=True)
+    torch.manual_seed(config.seed)
+    torch.set_num_threads(config.threads)
+    network = models.build(config.model, **config.options)
+    averaged = _optimise(
+        network, [s for group in learned.values() for s in group], config, checked, out
+    )
+    final = validate(averaged, checked)
+    card = _weights.save(
+        averaged,
+        out / "weights.safetensors",
+        name=f"{config.model}@1",
+        model=config.model,
+        options=dict(config.options),
+        version=__version__,
+        training={
+            "recipe": config.model_dump(mode="json"),
+            "collections": split.collections,
+            "patients": sorted(learned),
+            "slices": sum(len(group) for group in learned.values()),
+            "validation": {**final._asdict(), "window_hu": _VALIDATION_WINDOW_HU, "dose": 0.25},
+        },
+    )
+    _log(out, step=config.steps, sha256=card.sha256, **final._asdict())
+
+
+def _optimise(
+    network: nn.Module,
+    slices: list[FullDoseSlice],
+    config: TrainConfig,
+    checked: dict[str, list[FullDoseSlice]],
+    out: Path,
+) -> nn.Module:
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step / config.steps))
+    averaged = deepcopy(network)
+    fast = torch.bfloat16 if _has_bfloat16() else torch.float32
+    started, skipped = time.monotonic(), 0
+    for step, pair in zip(range(1, config.steps + 1), _batches(slices, config), strict=False):
+        network.train()
+        with torch.autocast("cpu", dtype=fast, enabled=fast is torch.bfloat16):
+            output = network(pair.low_dose)
+        terms = _losses(output, pair, config.loss)
+        optimiser.zero_grad(set_to_none=True)
+        terms["total"].backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(network.parameters(), _CLIP_NORM)
+        if torch.isfinite(norm):
+            optimiser.step()
+            _average(averaged, network, min(config.ema, step / (step + 10)))
+        else:
+            skipped += 1
+        schedule.step()
+        if step % 100 == 0:
+            losses = {name: round(value.item(), 6) for name, value in terms.items()}
+            seconds = round(time.monotonic() - started, 1)
+            _log(out, step=step, seconds=seconds, skipped=skipped, **losses)
+        if step % config.validate_every == 0:
+            _log(out, step=step, **validate(averaged, checked)._asdict())
+            _weights.save(
+                averaged,
+                out / "latest.safetensors",
+                name=f"{config.model}@{step}",
+                model=config.model,
+                options=dict(config.options),
+                version=__version__,
+            )
+    return averaged
+
+
+@torch.no_grad()
+def _average(averaged: nn.Module, network: nn.Module, decay: float) -> None:
+    for mean, value in zip(averaged.parameters(), network.parameters(), strict=True):
+        mean.lerp_(value, 1 - decay)
+
+
+def _losses(output: Output, pair: Pair, weights: LossWeights) -> dict[str, Tensor]:
+    # An error counts relative to the inserted noise, so that quiet slices matter beside starved ones.
+    noise = (pair.low_dose - pair.full_dose).abs().mean(dim=(1, 2, 3), keepdim=True)
+    scale = _NOISE_UNIT / (noise + _NOISE_FLOOR)
+    prediction = pair.full_dose + scale * (output.image.float() - pair.full_dose)
+    image = charbonnier(prediction, pair.full_dose)
+    mean = local_mean(prediction, pair.full_dose)
+    total = weights.image * image + weights.local_mean * mean
+    if output.depth is None:
+        return {"image": image, "local_mean": mean, "total": total}
+    depth = absolute(output.depth.float(), pair.depth)
+    return {
+        "image": image,
+        "local_mean": mean,
+        "depth": depth,
+        "total": total + weights.depth * depth,
+    }
+
+
+def _batches(slices: list[FullDoseSlice], config: TrainConfig) -> Iterator[Pair]:
+    loader = DataLoader(
+        NoisyPairs(slices, config, first_draw=0),
+        batch_size=config.slices_per_step * config.crops_per_slice,
+        num_workers=1,
+        multiprocessing_context="spawn",
+        prefetch_factor=8,
+    )
+    yield from loader
+
+
+def validate(network: nn.Module, patients: dict[str, list[FullDoseSlice]]) -> Validation:
+    """Whole slices at the calibrated quarter dose, at most four evenly chosen ones per patient."""
+    network.eval()
+    before, after = [], []
+    for group in patients.values():
+        chosen = group[:: math.ceil(len(group) / _VALIDATION_SLICES)]
+        scores = [_score(network, item) for item in chosen]
+        before.append(np.mean([low for low, _ in scores]))
+        after.append(np.mean([high for _, high in scores]))
+    return Validation(float(np.mean(before)), float(np.mean(after)))
+
+
+def _score(network: nn.Module, item: FullDoseSlice) -> tuple[float, float]:
+    rng = rng_for(item.series_uid, item.slice_index, seed=0)
+    noisy = np.maximum(insert_noise(item.hu, item.geometry, rng).hu, SCANNER_FLOOR_HU)
+    with torch.inference_mode():
+        image = network(to_network(torch.from_numpy(noisy)[None, None])).image
+    denoised = to_hu(image[0, 0].numpy())
+    return (
+        psnr(item.hu, noisy, window_hu=_VALIDATION_WINDOW_HU),
+        psnr(item.hu, denoised, window_hu=_VALIDATION_WINDOW_HU),
+    )
+
+
+def _rate(progress: float) -> float:
+    warm = min(1.0, progress / 0.01)
+    return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+
+def _has_bfloat16() -> bool:
+    return bool(torch.backends.cpu.get_cpu_capability() == "AVX512") and _bfloat16_units()
+
+
+def _bfloat16_units() -> bool:
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return bool(supported())
+
+
+def _log(out: Path, **values: object) -> None:
+    with (out / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(values) + "\n")

@@ -1,0 +1,204 @@
+"""Enhanced CT: many slices in one file, read as slices and written as one Enhanced file."""
+
+import os
+import shutil
+import subprocess
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from dicom_series import (
+    SIZE,
+    STEP,
+    ct_dataset,
+    derive,
+    enhanced_dataset,
+    fingerprint,
+    read,
+    save,
+    stored_of,
+    write,
+    written,
+)
+from pydicom import uid
+
+from cddnet.errors import DicomError, FormatError, GeometryError
+
+FRAMES = 4
+KNOWN = "DeviceUID(0018,1002)> - Attribute is not present in standard DICOM IOD"
+
+
+@pytest.fixture
+def source(tmp_path):
+    return save(enhanced_dataset(FRAMES), tmp_path / "in.dcm")
+
+
+def frame_stored(frame):
+    return stored_of(ct_dataset(frame))
+
+
+def frame_hu(frame):
+    return (frame_stored(frame) * (1 + frame / 4) - 1024).astype(np.float32)
+
+
+def stored_frames(dataset):
+    return np.frombuffer(dataset.PixelData, "<i2").reshape(-1, *SIZE)
+
+
+def test_frames_are_slices_in_order_of_position(source):
+    volume = read(source)
+    assert volume.shape == (FRAMES, *SIZE)
+    assert volume.spacing_mm == (5.0, 0.7, 0.8)
+    assert volume.notes == ()
+    assert volume.headers.enhanced
+    assert [frame.index for frame in volume.headers.frames] == [3, 2, 1, 0]
+    for index in range(FRAMES):
+        np.testing.assert_array_equal(volume.read_slice(index), frame_hu(FRAMES - 1 - index))
+
+
+@pytest.mark.parametrize(
+    "syntax", [uid.JPEGLSLossless, uid.RLELossless, uid.DeflatedExplicitVRLittleEndian]
+)
+def test_compressed_frames_are_read_one_by_one(tmp_path, syntax):
+    dataset = enhanced_dataset(FRAMES)
+    if syntax.is_encapsulated:
+        dataset.compress(syntax)
+    else:
+        dataset.file_meta.TransferSyntaxUID = syntax
+    volume = read(save(dataset, tmp_path / "a.dcm"))
+    for index in range(FRAMES):
+        np.testing.assert_array_equal(volume.read_slice(index), frame_hu(FRAMES - 1 - index))
+
+
+def test_reading_a_frame_does_not_read_the_others(source, monkeypatch):
+    volume = read(source)
+    size = source.stat().st_size
+    with source.open("rb+") as file:
+        file.seek(size - 2 * SIZE[0] * SIZE[1])
+        file.truncate()
+    np.testing.assert_array_equal(volume.read_slice(3), frame_hu(0))
+    with pytest.raises(DicomError, match="pixel data"):
+        volume.read_slice(0)
+
+
+def per_frame(dataset, index, sequence, keyword, value):
+    group = dataset.PerFrameFunctionalGroupsSequence[index]
+    setattr(group[sequence].value[0], keyword, value)
+
+
+@pytest.mark.parametrize(
+    ("sequence", "keyword", "value", "found"),
+    [
+        ("FrameContentSequence", "StackID", "2", "2 stacks"),
+        ("FrameContentSequence", "TemporalPositionIndex", 2, "2 points in time"),
+        ("PixelValueTransformationSequence", "RescaleType", "US", "frame 2: its values are in US"),
+        ("PixelValueTransformationSequence", "RescaleSlope", "0", "frame 2: RescaleSlope is 0"),
+    ],
+)
+def test_frames_that_are_no_single_stack_of_hu(tmp_path, sequence, keyword, value, found):
+    dataset = enhanced_dataset(FRAMES)
+    per_frame(dataset, 1, sequence, keyword, value)
+    with pytest.raises(DicomError, match=found):
+        read(save(dataset, tmp_path / "a.dcm"))
+
+
+def test_frames_at_one_place(tmp_path):
+    dataset = enhanced_dataset(FRAMES)
+    per_frame(dataset, 1, "PlanePositionSequence", "ImagePositionPatient", ["-20", "-30", "15"])
+    with pytest.raises(GeometryError, match=r"frame 1\) and 1 \(a.dcm frame 2\)"):
+        read(save(dataset, tmp_path / "a.dcm"))
+
+
+def test_a_perfusion_map_and_missing_groups_are_refused(tmp_path):
+    dataset = enhanced_dataset(FRAMES)
+    dataset.ImageType = ["DERIVED", "PRIMARY", "PERFUSION", "RCBF"]
+    with pytest.raises(DicomError, match="perfusion"):
+        read(save(dataset, tmp_path / "a.dcm"))
+    dataset = enhanced_dataset(FRAMES)
+    del dataset.PerFrameFunctionalGroupsSequence
+    with pytest.raises(DicomError, match="describes 0 of its 4 frames"):
+        read(save(dataset, tmp_path / "b.dcm"))
+
+
+def test_a_lone_frame_keeps_every_stored_bit(tmp_path):
+    volume = read(save(enhanced_dataset(1), tmp_path / "a.dcm"))
+    (result,) = written(write(derive(volume), tmp_path / "out.dcm"))
+    np.testing.assert_array_equal(stored_frames(result)[0], frame_stored(0))
+
+
+@pytest.mark.parametrize("target", ["out.dcm", "out"])
+def test_enhanced_comes_out_as_one_enhanced_file(source, tmp_path, target):
+    before = fingerprint(tmp_path)
+    volume = read(source)
+    (result,) = written(write(derive(volume), tmp_path / target))
+    expected = [frame_stored(frame) for frame in (3, 2, 1, 0)]
+    np.testing.assert_array_equal(stored_frames(result), expected)
+    assert result.SOPClassUID == uid.EnhancedCTImageStorage
+    assert result.NumberOfFrames == FRAMES
+    assert list(result.ImageType) == ["DERIVED", "PRIMARY", "VOLUME", "NONE"]
+    assert result.SourceImageEvidenceSequence[0].StudyInstanceUID == result.StudyInstanceUID
+    original = enhanced_dataset(FRAMES).SOPInstanceUID
+    (series,) = result.ReferencedSeriesSequence
+    (instance,) = series.ReferencedInstanceSequence
+    assert instance.ReferencedSOPInstanceUID == original != result.SOPInstanceUID
+    shared = result.SharedFunctionalGroupsSequence[0]
+    assert list(shared.CTImageFrameTypeSequence[0].FrameType) == list(result.ImageType)
+    for index, group in enumerate(result.PerFrameFunctionalGroupsSequence):
+        frame = FRAMES - 1 - index
+        (derivation,) = group.DerivationImageSequence
+        assert derivation.DerivationCodeSequence[0].CodeValue == "113087"
+        (reference,) = derivation.SourceImageSequence
+        assert reference.ReferencedFrameNumber == frame + 1
+        (scale,) = group.PixelValueTransformationSequence
+        assert scale.RescaleSlope == 1 + frame / 4
+        assert group.PlanePositionSequence[0].ImagePositionPatient[2] == 5 * index
+    again = read(tmp_path / target)
+    np.testing.assert_array_equal(again.hu, volume.hu)
+    (tmp_path / target / "0001.dcm" if target == "out" else tmp_path / target).unlink()
+    if target == "out":
+        (tmp_path / target).rmdir()
+    assert fingerprint(tmp_path) == before
+
+
+def test_neighbours_are_neighbours_in_space(source, tmp_path):
+    step = replace(STEP, neighbours=1)
+    (result,) = written(write(derive(read(source), step=step), tmp_path / "out.dcm"))
+    used = [
+        [
+            item.ReferencedFrameNumber
+            for item in group.DerivationImageSequence[0].SourceImageSequence
+        ]
+        for group in result.PerFrameFunctionalGroupsSequence
+    ]
+    assert used == [[4, 3], [3, 4, 2], [2, 3, 1], [1, 2]]
+
+
+def test_an_interrupted_enhanced_write_leaves_nothing(source, tmp_path):
+    def fail(hu):
+        if np.array_equal(hu, frame_hu(1)):
+            raise FormatError("stop")
+        return hu
+
+    with pytest.raises(FormatError, match="stop"):
+        write(derive(read(source), fail), tmp_path / "out.dcm")
+    assert os.listdir(tmp_path) == ["in.dcm"]
+
+
+@pytest.mark.net
+@pytest.mark.parametrize("weights", ["ab" * 32, ""])
+def test_dciodvfy_finds_nothing_new(source, tmp_path, weights):
+    step = replace(STEP, neighbours=1, weights_sha256=weights)
+    result = write(derive(read(source), lambda hu: hu + 20, step), tmp_path / "out.dcm")
+    complaints = [_complaints(path) for path in (source, result)]
+    assert not complaints[0]
+    assert not {line for line in complaints[1] - complaints[0] if KNOWN not in line}
+
+
+def _complaints(path):
+    if shutil.which("dciodvfy") is None:
+        pytest.fail("dciodvfy is not installed; the peer tests need dicom3tools")
+    done = subprocess.run(
+        ["dciodvfy", "-new", str(path)], capture_output=True, text=True, check=False
+    )
+    lines = (done.stdout + done.stderr).splitlines()
+    return {line for line in lines if line.startswith(("Error", "Warning"))}

@@ -1,0 +1,316 @@
+"""Inserted noise against direct simulation, closed forms and an independent prediction."""
+
+# Shapes: K realisation, H row, W column, V view, J channel.
+
+import math
+
+import numpy as np
+import pytest
+
+from cddnet.physics.dose import (
+    MU_WATER_PER_MM,
+    Kernel,
+    Scanner,
+    SliceGeometry,
+    beam_filter,
+    insert_noise,
+    inserted_variance,
+    line_integrals,
+    rng_for,
+)
+from cddnet.physics.projector import ParallelBeam
+
+SOFT, SHARP = Kernel(cutoff_per_mm=0.70), Kernel(cutoff_per_mm=1.87, boost=0.3)
+
+
+def ellipse(size, pixel_mm, axes_mm, hu):
+    """Uniform ellipse of the given full axes (across, down) in air."""
+    across, down = (axis / 2 for axis in axes_mm)
+    centred = (np.arange(size) - (size - 1) / 2) * pixel_mm
+    inside = (centred[None, :] / across) ** 2 + (centred[:, None] / down) ** 2 <= 1
+    return np.where(inside, hu, -1000.0).astype(np.float32)
+
+
+def radius_mm(size, pixel_mm):
+    centred = (np.arange(size) - (size - 1) / 2) * pixel_mm
+    return np.hypot(centred[None, :], centred[:, None])
+
+
+def realisations(hu, geometry, count, **options):
+    """Inserted noise alone, (K, H, W)."""
+    return np.stack(
+        [
+            insert_noise(hu, geometry, np.random.default_rng(seed), **options).hu - hu
+            for seed in range(count)
+        ]
+    )
+
+
+def mean_and_error(values):
+    """Mean over realisations and its standard error."""
+    return values.mean(), values.std(ddof=1) / math.sqrt(len(values))
+
+
+# The law of the line integrals.
+
+
+@pytest.mark.parametrize("dose_fraction", [0.1, 0.25, 0.5])
+@pytest.mark.parametrize("electronic_std", [0.0, 15.0, 30.0])
+def test_existing_plus_inserted_is_the_variance_of_the_low_dose(dose_fraction, electronic_std, rng):
+    draws, photons = 400_000, 10_000.0
+
+    def measured_variance(fraction):
+        counts = rng.poisson(fraction * photons, draws) + rng.normal(0, electronic_std, draws)
+        return np.log(counts / (fraction * photons)).var()
+
+    low, full = measured_variance(dose_fraction), measured_variance(1.0)
+    total = full + float(inserted_variance(np.array(photons), dose_fraction, electronic_std))
+    standard_error = math.sqrt(2 / draws) * math.hypot(low, full)
+    # The next term of the variance of a logarithm is at most 5/2 of the variance squared.
+    assert abs(total - low) <= 4 * standard_error + 2.5 * low**2
+    assert abs(full - low) > 10 * (4 * standard_error + 2.5 * low**2)
+
+
+# The image.
+
+GEOMETRY = SliceGeometry(pixel_mm=1.5, thickness_mm=3.0)
+SIZE, DISC_MM = 128, 80.0
+WATER = ellipse(SIZE, GEOMETRY.pixel_mm, (2 * DISC_MM, 2 * DISC_MM), 0.0)
+
+
+@pytest.fixture(scope="module")
+def water_noise():
+    return realisations(WATER, GEOMETRY, 40)
+
+
+def predicted_std_hu(point_mm, scanner, kernel):
+    """Noise of the water disc at (x, y), summed over rays from closed forms; quarter dose."""
+    views, pixel_mm = 720, GEOMETRY.pixel_mm
+    distance_mm = np.arange(-100, 101) * pixel_mm  # (J,)
+    water_mm = 2 * np.sqrt(np.clip(DISC_MM**2 - distance_mm**2, 0, None))
+    bowtie = np.maximum(scanner.bowtie_ratio ** -((distance_mm / 250.0) ** 2), scanner.bowtie_floor)
+    per_ray = scanner.photons / views * pixel_mm / 0.7047 * GEOMETRY.thickness_mm / 3.0
+    photons = per_ray * bowtie * np.exp(-MU_WATER_PER_MM * water_mm)
+    electronic_variance = scanner.electronic_std**2 * 576 / views * pixel_mm / 0.7047
+    quarter = 4 / photons + 16 * electronic_variance / photons**2
+    full = 1 / photons + electronic_variance / photons**2
+    frequency = (np.arange(400) + 0.5) / 800  # cycles per pixel
+    transfer = frequency * kernel.response(frequency / pixel_mm)
+    lag = np.linspace(0, 200, 8001)
+    impulse = 2 * np.cos(2 * np.pi * np.multiply.outer(lag, frequency)) @ transfer / 800
+    angles = np.arange(views) * np.pi / views
+    along_mm = point_mm[0] * np.cos(angles) + point_mm[1] * np.sin(angles)  # (V,)
+    reach = np.abs(along_mm[:, None] - distance_mm) / pixel_mm  # (V, J)
+    weights = np.interp(reach, lag, impulse) ** 2
+    variance = (np.pi / views) ** 2 * (weights @ (quarter - full)).sum()
+    return math.sqrt(variance) * 1000 / (MU_WATER_PER_MM * pixel_mm)
+
+
+@pytest.mark.parametrize("distance_mm", [0.0, 30.0, 60.0])
+def test_image_noise_is_that_predicted_from_the_rays(distance_mm, water_noise):
+    ring = np.abs(radius_mm(SIZE, GEOMETRY.pixel_mm) - distance_mm) < 4.5
+    variance, error = mean_and_error(np.square(water_noise[:, ring], dtype=np.float64).mean(axis=1))
+    predicted = predicted_std_hu((distance_mm * 0.8, distance_mm * 0.6), Scanner(), SOFT) ** 2
+    # The pixels' rim moves a chord by a pixel at most: exp(mu pixel) - 1 is below 3 %.
+    assert abs(variance - predicted) <= 4 * error + 0.03 * predicted
+
+
+def test_noise_has_no_mean(water_noise):
+    inside = radius_mm(SIZE, GEOMETRY.pixel_mm) < 0.8 * DISC_MM
+    mean, error = mean_and_error(water_noise[:, inside].mean(axis=1))
+    assert error > 0
+    assert abs(mean) <= 4 * error
+
+
+@pytest.mark.parametrize("axes_mm", [(310.0, 225.0), (340.0, 250.0)])
+def test_noise_of_an_abdomen_is_that_of_real_scans(axes_mm):
+    """Soft kernel: QD - FD of 22 to 40 HU, QD / FD of 2.05 to 2.3 (real slices: 2.2, ideal: 2)."""
+    size, geometry = 512, SliceGeometry(pixel_mm=0.72, thickness_mm=3.0)
+    body = ellipse(size, geometry.pixel_mm, axes_mm, 50.0)
+    middle = radius_mm(size, geometry.pixel_mm) < 25
+    added = realisations(body, geometry, 1)[0][middle].std()
+    # A thousandth of a thousandfold dose carries the noise of the full dose, in full.
+    bright = Scanner(photons=1000 * Scanner().photons)
+    full = realisations(body, geometry, 1, scanner=bright, dose_fraction=1e-3)[0][middle].std()
+    assert 22 <= added <= 40
+    assert 2.05 <= math.hypot(added, full) / full <= 2.3
+
+
+def test_variance_goes_with_one_over_thickness():
+    quantum = Scanner(electronic_std=0.0)
+    thin, thick = (
+        realisations(WATER, GEOMETRY._replace(thickness_mm=mm), 1, scanner=quantum)[0]
+        for mm in (0.75, 3.0)
+    )
+    # The same draws, so that only float32 HU of about 1000 stand between them.
+    assert np.abs(thin - 2 * thick).max() <= 4 * np.spacing(np.float32(1000))
+    assert thick.std() > 1
+
+
+def test_lower_doses_are_noisier():
+    sds = [
+        realisations(WATER, GEOMETRY, 1, dose_fraction=fraction)[0].std()
+        for fraction in (0.05, 0.1, 0.25, 0.5, 0.9, 1.0)
+    ]
+    assert sds == sorted(sds, reverse=True)
+    assert sds[-1] == 0 < sds[-2]
+
+
+# Texture.
+
+FINE = SliceGeometry(pixel_mm=0.7, thickness_mm=3.0)
+
+
+def mean_frequencies_per_mm(kernel):
+    """Mean frequency of the radial noise power up to Nyquist, of each realisation."""
+    size, region = 161, 64
+    disc = ellipse(size, FINE.pixel_mm, (100.0, 100.0), 0.0)
+    first = (size - region) // 2
+    noise = realisations(disc, FINE, 16, kernel=kernel)
+    patch = noise[:, first : first + region, first : first + region]
+    taper = np.multiply.outer(np.hanning(region), np.hanning(region))
+    power = np.abs(np.fft.fft2((patch - patch.mean(axis=(1, 2), keepdims=True)) * taper)) ** 2
+    frequency = np.fft.fftfreq(region, FINE.pixel_mm)
+    radial = np.hypot(frequency[:, None], frequency)
+    # Power per radius: each of a ring's pixels counts with one over the ring's circumference.
+    weight = np.where((radial > 0) & (radial <= 0.5 / FINE.pixel_mm), 1, 0) / np.maximum(
+        radial, 1e-9
+    )
+    return (power * weight * radial).sum(axis=(1, 2)) / (power * weight).sum(axis=(1, 2))
+
+
+def expected_frequency_per_mm(kernel):
+    """Of ramp-filtered white noise, whose power is f A(f)^2 (Kak and Slaney 1988, chapter 5)."""
+    frequency = np.linspace(0, 0.5 / FINE.pixel_mm, 2001)
+    power = frequency * kernel.response(frequency) ** 2
+    return (frequency * power).sum() / power.sum()
+
+
+@pytest.mark.parametrize("kernel", [SOFT, SHARP], ids=["soft", "sharp"])
+def test_texture_is_that_of_the_kernel(kernel):
+    mean, error = mean_and_error(mean_frequencies_per_mm(kernel))
+    # The region resolves one frequency step, and its taper smears over half of it.
+    resolution = 0.5 / (64 * FINE.pixel_mm)
+    assert abs(mean - expected_frequency_per_mm(kernel)) <= 4 * error + resolution
+
+
+def test_sharp_kernels_have_finer_and_more_noise():
+    soft, sharp = (mean_frequencies_per_mm(kernel).mean() for kernel in (SOFT, SHARP))
+    assert sharp > 1.3 * soft
+    disc = ellipse(97, 0.7, (60.0, 60.0), 0.0)
+    stds = [realisations(disc, FINE, 1, kernel=kernel).std() for kernel in (SOFT, SHARP)]
+    assert stds[1] > 1.5 * stds[0]
+
+
+# Shapes, seeds and refusals.
+
+
+@pytest.mark.parametrize("shape", [(33, 48), (51, 40), (1, 37), (47, 47)])
+def test_any_shape_comes_back_with_noise(shape):
+    hu = np.zeros(shape, np.float32)
+    low_dose = insert_noise(hu, GEOMETRY, np.random.default_rng(0))
+    assert low_dose.hu.shape == low_dose.depth.shape == shape
+    assert low_dose.hu.dtype == low_dose.depth.dtype == np.float32
+    assert np.isfinite(low_dose.hu).all()
+    assert low_dose.hu.std() > 0.1
+
+
+def test_a_slice_keeps_its_noise_wherever_it_lies_in_the_square():
+    """A wide and a tall slice of one disc: equal noise levels, whatever is padded."""
+    wide, tall = WATER[24:104], WATER[:, 24:104]
+    stds = [realisations(part, GEOMETRY, 4).std() for part in (wide, tall)]
+    assert stds[0] == pytest.approx(stds[1], rel=0.1)
+
+
+def test_the_full_dose_is_left_as_it_is():
+    low_dose = insert_noise(WATER, GEOMETRY, np.random.default_rng(0), dose_fraction=1.0)
+    assert np.array_equal(low_dose.hu, WATER)
+
+
+def test_the_input_is_not_changed():
+    before = WATER.copy()
+    assert not np.array_equal(insert_noise(WATER, GEOMETRY, rng_for("1.2.3", 0, 0)).hu, before)
+    assert np.array_equal(WATER, before)
+
+
+@pytest.mark.parametrize("dose_fraction", [0.0, -0.25, 1.01, math.nan, math.inf])
+def test_a_dose_that_is_no_fraction_is_refused(dose_fraction):
+    with pytest.raises(ValueError, match="must lie in"):
+        insert_noise(WATER, GEOMETRY, np.random.default_rng(0), dose_fraction=dose_fraction)
+
+
+def test_the_noise_of_a_slice_is_its_own():
+    def noisy(*subject):
+        return insert_noise(WATER, GEOMETRY, rng_for(*subject)).hu
+
+    first = noisy("1.2.3", 4, 0)
+    assert np.array_equal(noisy("1.2.3", 4, 0), first)
+    for other in (("1.2.3", 5, 0), ("1.2.4", 4, 0), ("1.2.3", 4, 1)):
+        correlation = np.corrcoef((noisy(*other) - WATER).ravel(), (first - WATER).ravel())[0, 1]
+        # Neighbouring pixels share noise: about 9 of them make one independent one.
+        assert abs(correlation) <= 4 / math.sqrt(SIZE**2 / 9)
+
+
+def test_series_and_slice_numbers_do_not_run_together():
+    assert rng_for("1.2.3", 45, 0).random() != rng_for("1.2.34", 5, 0).random()
+    assert rng_for("1.2.3", 4, 51).random() != rng_for("11.2.3", 4, 5).random()
+
+
+# The depth map, the beam filter and the line integrals.
+
+
+def test_depth_at_the_axis_is_the_attenuation_of_the_diameter():
+    depth = insert_noise(WATER, GEOMETRY, np.random.default_rng(0)).depth
+    middle = depth[SIZE // 2 - 1 : SIZE // 2 + 1, SIZE // 2 - 1 : SIZE // 2 + 1].mean()
+    # Its view-average of exp(p) is flat there; the rim of pixels moves p by a pixel at most.
+    assert abs(middle - MU_WATER_PER_MM * 2 * DISC_MM) <= MU_WATER_PER_MM * GEOMETRY.pixel_mm
+
+
+def test_depth_falls_from_the_centre_and_knows_no_noise():
+    first = insert_noise(WATER, GEOMETRY, np.random.default_rng(0))
+    second = insert_noise(WATER, GEOMETRY, np.random.default_rng(1), dose_fraction=0.1)
+    assert np.array_equal(first.depth, second.depth)
+    assert not np.array_equal(first.hu, second.hu)
+    row = first.depth[SIZE // 2]
+    inward = row[12 : SIZE // 2 : 13]  # from inside the rim, 10 mm from it, to the centre
+    assert (np.diff(inward) > 0).all()
+
+
+@pytest.mark.parametrize("bowtie_ratio", [1.0, 10.0])
+def test_depth_of_empty_air_is_that_of_the_bowtie(bowtie_ratio):
+    size, pixel_mm = 129, GEOMETRY.pixel_mm
+    air = np.full((size, size), -1000.0, np.float32)
+    scanner = Scanner(bowtie_ratio=bowtie_ratio)
+    depth = insert_noise(air, GEOMETRY, np.random.default_rng(0), scanner=scanner).depth
+    # The view average of exp(a cos^2) is exp(a / 2) I0(a / 2).
+    half = math.log(bowtie_ratio) * (radius_mm(size, pixel_mm) / 250) ** 2 / 2
+    expected = half + np.log(np.i0(half))
+    inside = radius_mm(size, pixel_mm) < size * pixel_mm / 2
+    # The rays end at the corners of the image; interpolation rings there.
+    assert np.abs(depth - expected)[inside].max() <= 0.01
+    assert (expected[inside].max() > 0.1) == (bowtie_ratio > 1)
+
+
+def test_fewest_photons_are_those_behind_the_diameter():
+    scanner = Scanner()
+    expected = 0.25 * scanner.photons / 720 * GEOMETRY.pixel_mm / 0.7047
+    expected *= math.exp(-MU_WATER_PER_MM * 2 * DISC_MM)
+    found = insert_noise(WATER, GEOMETRY, np.random.default_rng(0)).fewest_photons
+    assert found == pytest.approx(expected, rel=0.05)
+
+
+def test_bowtie_and_modulation_follow_their_closed_forms():
+    beam = ParallelBeam.covering(256, 8)
+    oval = ellipse(256, 2.0, (300.0, 200.0), 0.0)
+    integrals = line_integrals(oval, 2.0, beam)
+    longest = integrals.max(axis=1)
+    assert longest[0] == pytest.approx(MU_WATER_PER_MM * 200, rel=0.02)  # rays run down
+    assert longest[4] == pytest.approx(MU_WATER_PER_MM * 300, rel=0.02)  # rays run across
+    bowtie = beam_filter(integrals, 2.0, beam, Scanner(bowtie_ratio=10.0, bowtie_floor=0.05))
+    middle = beam.channels // 2
+    assert bowtie[:, middle] == pytest.approx(1.0)
+    assert bowtie[0, middle + 125] == pytest.approx(0.1)
+    assert bowtie[0, 0] == pytest.approx(0.05)
+    modulated = beam_filter(integrals, 2.0, beam, Scanner(modulation=0.5))
+    ratio = modulated[4, middle] / modulated[0, middle]
+    assert ratio == pytest.approx(math.exp(0.5 * (longest[4] - longest[0])), rel=1e-5)

@@ -1,0 +1,198 @@
+"""The command line as users see it: exit codes, messages, JSON, and its frozen options."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import typer
+
+from cddnet import __version__
+from cddnet.cli import app, main
+from cddnet.errors import CddnetError, SeriesChoiceError
+from cddnet.formats import read_volume, write_volume
+from cddnet.models._cards import read_card
+from cddnet.runtime import store
+from cddnet.volume import CTVolume
+
+OPTIONS = {
+    "": ["--version"],
+    "denoise": [
+        "source",
+        "output",
+        "--model",
+        "--strength",
+        "--device",
+        "--series",
+        "--window",
+        "--image-type",
+        "--json",
+    ],
+    "info": ["source", "--json"],
+    "models": ["--json"],
+    "demo": ["output", "--model", "--strength", "--device", "--json"],
+    "train": ["recipe", "--data", "--out"],
+}
+
+
+@pytest.fixture
+def cddnet(monkeypatch, capsys):
+    """Run a command line; gives (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["cddnet", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def series(tmp_path, rng):
+    hu = np.rint(rng.normal(40, 30, (2, 33, 47))).astype(np.float32)
+    path = tmp_path / "source.nii.gz"
+    write_volume(CTVolume.from_hu(hu, (3.0, 0.7, 0.7)), path)
+    return path, hu
+
+
+def test_the_options_are_frozen():
+    """Scripts of users depend on these names: add, but do not rename or remove."""
+    command = typer.main.get_command(app)
+    found = {"": command} | dict(command.commands)
+    assert {
+        name: [option for parameter in item.params for option in parameter.opts]
+        for name, item in found.items()
+    } == OPTIONS
+
+
+def test_version_and_help(cddnet):
+    assert cddnet("--version") == (0, f"cddnet {__version__}\n", "")
+    code, out, _ = cddnet("--help")
+    assert code == 0
+    assert "Research use only" in out
+    for name in filter(None, OPTIONS):
+        code, out, _ = cddnet(name, "--help")
+        assert code == 0
+        assert all(option in out for option in OPTIONS[name] if option.startswith("--"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("unknown",),
+        ("info",),
+        ("info", "--unknown", "x"),
+        ("models", "extra"),
+        ("denoise", "a", "b", "--strength", "1.5"),
+        ("denoise", "a", "b", "--strength", "much"),
+        ("denoise", "a", "b", "--window", "3"),
+        ("denoise", "a", "b", "--image-type", "ORIGINAL"),
+        ("train", "recipe.yaml"),
+    ],
+)
+def test_wrong_usage_exits_with_2(cddnet, arguments):
+    assert cddnet(*arguments)[0] == 2
+
+
+def test_what_is_refused_exits_with_1_and_says_why(cddnet, tmp_path, series):
+    nowhere, out_path = tmp_path / "nowhere", tmp_path / "out.nii.gz"
+    for arguments, reason in (
+        (("denoise", nowhere, out_path), "no such file or folder"),
+        (("denoise", series[0], out_path, "--model", "unheard"), "no weights 'unheard'"),
+        (("train", nowhere, "--data", tmp_path, "--out", nowhere), "cannot be read"),
+        (("demo", tmp_path), "nothing is overwritten"),
+    ):
+        code, out, err = cddnet(*arguments)
+        assert (code, out) == (1, "")
+        assert err.startswith("cddnet: ")
+        assert reason in err
+        assert "Traceback" not in err
+    assert not out_path.exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [CddnetError("made up"), SeriesChoiceError("made up", (("1.2", "a"),)), MemoryError()],
+)
+def test_every_failure_that_is_expected_exits_with_1(cddnet, monkeypatch, error):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(store, "cards", fail)
+    code, _, err = cddnet("models")
+    assert code == 1
+    assert err.startswith("cddnet: ")
+    assert len(err.splitlines()) == 1
+
+
+def test_stopping_is_no_success(cddnet, monkeypatch):
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store, "cards", stop)
+    code, out, err = cddnet("models")
+    assert code != 0
+    assert out == ""
+    assert "Traceback" not in err
+
+
+def test_a_bug_is_not_hidden(cddnet, monkeypatch):
+    def fail():
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(store, "cards", fail)
+    with pytest.raises(ZeroDivisionError):
+        cddnet("models")
+
+
+def test_models_are_listed(cddnet, monkeypatch, tiny_weights):
+    monkeypatch.setattr(store, "shipped", lambda: {"tiny@1": tiny_weights})
+    code, out, _ = cddnet("models", "--json")
+    card = read_card(tiny_weights)
+    assert code == 0
+    (listed,) = json.loads(out)
+    assert (listed["name"], listed["sha256"]) == ("tiny@1", card.sha256)
+    code, out, _ = cddnet("models")
+    assert out.startswith("tiny@1  network cddnet")
+    assert card.sha256[:16] in out
+
+
+def test_info_refuses_a_bad_path_in_its_answer(cddnet, tmp_path):
+    code, out, _ = cddnet("info", tmp_path / "nowhere", "--json")
+    assert code == 0
+    (item,) = json.loads(out)
+    assert "no such file or folder" in item["refusal"]
+    assert "refused: " in cddnet("info", tmp_path / "nowhere")[1]
+
+
+def test_info_describes_a_series(cddnet, series):
+    code, out, _ = cddnet("info", series[0], "--json")
+    assert code == 0
+    (item,) = json.loads(out)
+    assert item["refusal"] is None
+    assert "2 slices of 33 x 47" in item["description"]
+    assert "may be denoised" in cddnet("info", series[0])[1]
+
+
+def test_denoise_writes_what_the_library_computes(cddnet, series, tiny_weights, tmp_path):
+    from cddnet.workflows.denoise import denoise_hu
+
+    source, hu = series
+    target = tmp_path / "out.nii.gz"
+    arguments = ("denoise", source, target, "--model", tiny_weights, "--strength", "0.5")
+    code, out, err = cddnet(*arguments, "--device", "cpu", "--json")
+    assert (code, err) == (0, "")
+    record = json.loads(out)
+    assert (record["slices"], record["parameters"]["strength"]) == (2, "0.5")
+    assert record["weights"] == read_card(tiny_weights).sha256
+    expected = denoise_hu(hu, (3.0, 0.7, 0.7), tiny_weights, 0.5)
+    # Files may store whole HU.
+    assert np.abs(read_volume(target).hu - expected).max() <= 0.5 + 1e-3
+    assert np.abs(expected - hu).max() > 2
+    written = target.read_bytes()
+    code, _, err = cddnet("denoise", source, target, "--model", tiny_weights, "--strength", "0")
+    assert code == 1
+    assert "choose another name" in err
+    assert target.read_bytes() == written

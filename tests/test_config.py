@@ -1,0 +1,110 @@
+"""Files that people write: what is wrong is named, and the ones shipped are right."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from cddnet import models
+from cddnet.config import ConfigError, PatientSplit, TrainConfig, load_config
+from cddnet.errors import CddnetError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SPLIT = {
+    "collections": ["made up"],
+    "train": {"A": ["a1", "a2"]},
+    "validation": {"B": ["b"]},
+    "test": {"C": ["c"]},
+}
+
+
+def written(folder, values):
+    path = folder / "file.yaml"
+    path.write_text(values if isinstance(values, str) else yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def refusal(path, kind):
+    with pytest.raises(ConfigError) as error:
+        load_config(path, kind)
+    assert isinstance(error.value, CddnetError)
+    assert str(path) in str(error.value)
+    return str(error.value)
+
+
+def test_what_is_written_is_what_is_read(tmp_path):
+    recipe = TrainConfig(split="s.yaml", steps=7, options={"width": 4}, loss={"depth": 0.5})
+    assert load_config(written(tmp_path, recipe.model_dump(mode="json")), TrainConfig) == recipe
+    assert recipe != TrainConfig(split="s.yaml")
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"split": "s", "learningrate": 1}, "learningrate"),
+        ({"split": "s", "noise": {"dose": 1}}, "noise.dose"),
+        ({"split": "s", "loss": {"image": -1}}, "loss.image"),
+        ({"split": "s", "crop": 100}, "crop"),
+        ({"split": "s", "steps": 0}, "steps"),
+        ({"steps": 5}, "split"),
+        ("just a sentence", "file"),
+        ("a: [1", "YAML"),
+        ("", "file"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, values, named):
+    assert named in refusal(written(tmp_path, values), TrainConfig)
+
+
+def test_every_wrong_key_is_named_at_once(tmp_path):
+    message = refusal(written(tmp_path, {"spilt": "s", "stepps": 3}), TrainConfig)
+    assert all(word in message for word in ("spilt", "stepps", "split"))
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    assert "cannot be read" in refusal(tmp_path / "nowhere.yaml", TrainConfig)
+
+
+def test_a_file_of_another_encoding_is_refused(tmp_path):
+    path = tmp_path / "file.yaml"
+    path.write_bytes("split: Größe".encode("utf-16"))
+    assert "cannot be read" in refusal(path, TrainConfig)
+
+
+@pytest.mark.parametrize("side", ["validation", "test"])
+def test_a_patient_on_two_sides_is_refused(tmp_path, side):
+    twice = SPLIT | {side: {"A": ["another"]}}
+    assert "two sides" in refusal(written(tmp_path, twice), PatientSplit)
+
+
+@pytest.mark.parametrize("patients", [{"B": ["a2"]}, {"B": ["b", "b"]}])
+def test_a_folder_of_two_patients_or_listed_twice_is_refused(tmp_path, patients):
+    message = refusal(written(tmp_path, SPLIT | {"validation": patients}), PatientSplit)
+    assert "two sides" in message
+
+
+def test_a_good_split_is_read(tmp_path):
+    split = load_config(written(tmp_path, SPLIT), PatientSplit)
+    assert split.train == {"A": ("a1", "a2")}
+
+
+def test_configurations_are_frozen():
+    with pytest.raises(ValidationError):
+        TrainConfig(split="s").steps = 3
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_file_is_right(path):
+    if path.stem.startswith("split_"):
+        split = load_config(path, PatientSplit)
+        assert all((split.train, split.validation, split.test))
+        return
+    recipe = load_config(path, TrainConfig)
+    assert recipe.model in models.names()
+    load_config(path.parent / recipe.split, PatientSplit)
+    models.build(recipe.model, **recipe.options)
+
+
+def test_files_are_shipped():
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} >= {"train_cddnet", "split_open_ct"}

@@ -1,0 +1,103 @@
+"""Full-dose slices: slabs of thin ones, never across a gap."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from cddnet.errors import FormatError, GeometryError
+from cddnet.training.slices import filled, full_dose_slices, slice_geometry
+from cddnet.training.splits import load_slices
+from cddnet.volume import CTVolume
+
+
+def volume_of(hu, slice_mm, **fields):
+    fields = {"thickness_mm": slice_mm, "series_uid": "1.2"} | fields
+    return CTVolume.from_hu(hu, (slice_mm, 0.7, 0.7), **fields)
+
+
+@pytest.fixture
+def hu(rng):
+    return rng.normal(40, 20, (12, 5, 7)).astype(np.float32)
+
+
+def test_thin_slices_are_averaged_in_runs(hu):
+    pieces = list(full_dose_slices(volume_of(hu, 1.0)))
+    assert [piece.slice_index for piece in pieces] == [0, 5, 10]
+    assert [piece.geometry.thickness_mm for piece in pieces] == [5.0, 5.0, 2.0]
+    for piece, run in zip(pieces, (hu[:5], hu[5:10], hu[10:]), strict=True):
+        assert np.abs(piece.hu - run.astype(np.float64).mean(axis=0)).max() <= 1e-4
+        assert piece.hu.dtype == np.float32
+        assert piece.series_uid == "1.2"
+        assert piece.geometry.pixel_mm == 0.7
+
+
+def test_a_run_ends_at_a_gap(hu):
+    positions = (0, 1, 2, 3, 4, 5, 6, 9, 10, 11, 12, 13)
+    pieces = list(full_dose_slices(volume_of(hu, 1.0, positions_mm=tuple(map(float, positions)))))
+    assert [piece.slice_index for piece in pieces] == [0, 5, 7]
+    assert [piece.geometry.thickness_mm for piece in pieces] == [5.0, 2.0, 5.0]
+    assert np.abs(pieces[1].hu - hu[5:7].mean(axis=0)).max() <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("slice_mm", "thickness_mm", "together", "covered_mm"),
+    [(5.0, 5.0, 1, 5.0), (3.0, 3.0, 1, 3.0), (2.5, 2.5, 2, 5.0), (1.5, 3.0, 1, 3.0), (1, 2, 2, 3)],
+)
+def test_slabs_stay_within_their_thickness(hu, slice_mm, thickness_mm, together, covered_mm):
+    pieces = list(full_dose_slices(volume_of(hu, slice_mm, thickness_mm=thickness_mm)))
+    assert len(pieces) == 12 // together
+    assert pieces[0].geometry.thickness_mm == covered_mm
+    assert np.abs(pieces[0].hu - hu[:together].mean(axis=0)).max() <= 1e-4
+
+
+def test_every_slice_is_used_once(hu):
+    pieces = list(full_dose_slices(volume_of(hu, 1.0)))
+    total = sum(piece.hu * run for piece, run in zip(pieces, (5, 5, 2), strict=True))
+    assert np.abs(total - hu.sum(axis=0)).max() <= 1e-3
+
+
+def test_slices_are_read_as_they_are_needed(hu):
+    read = []
+    volume = CTVolume(
+        shape=hu.shape,
+        spacing_mm=(5.0, 0.7, 0.7),
+        thickness_mm=5.0,
+        read_slice=lambda index: (read.append(index), hu[index])[1],
+    )
+    list(islice(full_dose_slices(volume), 2))
+    assert read == [0, 1]
+
+
+def test_padding_becomes_air(hu):
+    hu[:, 0] = -3024
+    volume = volume_of(hu, 5.0, read_padding=lambda index: hu[index] == -3024)
+    assert (filled(volume, 3)[0] == -1000).all()
+    assert np.array_equal(filled(volume, 3)[1:], hu[3, 1:])
+    assert all((piece.hu[0] == -1000).all() for piece in full_dose_slices(volume))
+
+
+def test_pixels_that_are_not_square_are_refused(hu):
+    volume = CTVolume.from_hu(hu, (5.0, 0.7, 0.8), thickness_mm=5.0)
+    with pytest.raises(GeometryError, match=r"0\.700 x 0\.800"):
+        slice_geometry(volume)
+
+
+def test_an_unknown_thickness_is_refused(hu):
+    with pytest.raises(GeometryError, match="thickness is unknown"):
+        slice_geometry(CTVolume.from_hu(hu, (5.0, 0.7, 0.7)))
+
+
+def test_patients_keep_their_series_and_missing_folders_are_named(hu, tmp_path):
+    (tmp_path / "a1").mkdir()
+    (tmp_path / "a2").mkdir()
+
+    def read_all(folder):
+        return (volume_of(hu, 5.0, series_uid=folder.name), volume_of(hu[:2], 5.0, series_uid="x"))
+
+    loaded = load_slices({"A": ("a1", "a2")}, tmp_path, read_all)
+    assert [piece.series_uid for piece in loaded["A"]] == ["a1"] * 12 + ["x"] * 2 + ["a2"] * 12 + [
+        "x"
+    ] * 2
+    with pytest.raises(FormatError, match=r"lacks 1 series folders: b$"):
+        load_slices({"A": ("a1",), "B": ("b",)}, tmp_path, read_all)
