@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy import ndimage
 from torch import nn
 
 from cddnet.config import PatientSplit, load_config
@@ -65,8 +66,11 @@ def measure(patient: str, slices: list[FullDoseSlice], network: nn.Module, stren
             scores.append(
                 [m(item.hu, image, window_hu=WINDOW_HU, mask=mask) for m in (psnr, ssim, rmse_hu)]
             )
+        # Tissue by the smoothed full dose, so that noise does not choose the pixels.
+        smooth = ndimage.gaussian_filter(item.hu, 2)
         for name, (lowest, highest) in TISSUES_HU.items():
-            tissue = (item.hu > lowest) & (item.hu < highest) & mask
+            inside = (smooth > lowest) & (smooth < highest) & mask
+            tissue = ndimage.binary_erosion(inside, np.ones((5, 5)))
             bias[name].append((float((high - low)[tissue].sum()), int(tissue.sum())))
     return Row(
         patient,

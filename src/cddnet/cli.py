@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from cddnet import __version__
-from cddnet.errors import CddnetError, SeriesChoiceError
+from cddnet.errors import CddnetError
 
 app = typer.Typer(
     name="cddnet",
@@ -180,12 +180,8 @@ def main() -> None:
     """Entry point: 0 done, 1 refused or failed, 2 wrong usage."""
     try:
         app()
-    except SeriesChoiceError as several:
-        _fail(str(several))
     except CddnetError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
-        _fail("stopped; nothing half-written was left.")
     except MemoryError:
         _fail("not enough memory; close other programs or give fewer slices.")
 

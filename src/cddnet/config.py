@@ -44,14 +44,14 @@ class LossWeights(BaseModel, frozen=True, extra="forbid"):
 class NoiseRange(BaseModel, frozen=True, extra="forbid"):
     """What is drawn at random for each slice. Ranges around the calibrated scanner."""
 
-    dose_fraction: tuple[float, float] = Field((0.1, 0.8), description="log-uniform")
-    full_dose_share: float = Field(0.03, ge=0, le=1, description="slices left without added noise")
+    dose_fraction: tuple[float, float] = Field((0.1, 0.6), description="log-uniform")
+    full_dose_share: float = Field(0.02, ge=0, le=1, description="slices left without added noise")
     photons: tuple[float, float] = Field((0.6, 1.5), description="times the calibrated flux")
     electronic_std: tuple[float, float] = Field((5.0, 15.0), description="photons per reading")
     soft_cutoff_per_mm: tuple[float, float] = Field((0.55, 1.0), description="soft kernels")
     sharp_cutoff_per_mm: tuple[float, float] = Field((1.2, 1.9), description="sharp kernels")
     sharp_boost: tuple[float, float] = Field((0.0, 0.3), description="edge boost, sharp kernels")
-    sharp_share: float = Field(0.3, ge=0, le=1, description="slices given a sharp kernel")
+    sharp_share: float = Field(0.25, ge=0, le=1, description="slices given a sharp kernel")
     modulation: tuple[float, float] = Field((0.0, 0.6), description="tube-current exponent")
     bowtie_ratio: tuple[float, float] = Field((3.0, 10.0), description="centre over edge")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cddnet.errors import FormatError, GeometryError
-from cddnet.training.slices import filled, full_dose_slices, slice_geometry
+from cddnet.training.slices import filled, full_dose_slices, calibrated_geometry
 from cddnet.training.splits import load_slices
 from cddnet.volume import CTVolume
 
@@ -24,7 +24,6 @@ def hu(rng):
 def test_thin_slices_are_averaged_in_runs(hu):
     pieces = list(full_dose_slices(volume_of(hu, 1.0)))
     assert [piece.slice_index for piece in pieces] == [0, 5, 10]
-    assert [piece.geometry.thickness_mm for piece in pieces] == [5.0, 5.0, 2.0]
     for piece, run in zip(pieces, (hu[:5], hu[5:10], hu[10:]), strict=True):
         assert np.abs(piece.hu - run.astype(np.float64).mean(axis=0)).max() <= 1e-4
         assert piece.hu.dtype == np.float32
@@ -36,18 +35,16 @@ def test_a_run_ends_at_a_gap(hu):
     positions = (0, 1, 2, 3, 4, 5, 6, 9, 10, 11, 12, 13)
     pieces = list(full_dose_slices(volume_of(hu, 1.0, positions_mm=tuple(map(float, positions)))))
     assert [piece.slice_index for piece in pieces] == [0, 5, 7]
-    assert [piece.geometry.thickness_mm for piece in pieces] == [5.0, 2.0, 5.0]
     assert np.abs(pieces[1].hu - hu[5:7].mean(axis=0)).max() <= 1e-4
 
 
 @pytest.mark.parametrize(
-    ("slice_mm", "thickness_mm", "together", "covered_mm"),
-    [(5.0, 5.0, 1, 5.0), (3.0, 3.0, 1, 3.0), (2.5, 2.5, 2, 5.0), (1.5, 3.0, 1, 3.0), (1, 2, 2, 3)],
+    ("slice_mm", "thickness_mm", "together"),
+    [(5.0, 5.0, 1), (3.0, 3.0, 1), (2.5, 2.5, 2), (1.5, 3.0, 1), (1, 2, 2)],
 )
-def test_slabs_stay_within_their_thickness(hu, slice_mm, thickness_mm, together, covered_mm):
+def test_slabs_stay_within_their_thickness(hu, slice_mm, thickness_mm, together):
     pieces = list(full_dose_slices(volume_of(hu, slice_mm, thickness_mm=thickness_mm)))
     assert len(pieces) == 12 // together
-    assert pieces[0].geometry.thickness_mm == covered_mm
     assert np.abs(pieces[0].hu - hu[:together].mean(axis=0)).max() <= 1e-4
 
 
@@ -80,12 +77,13 @@ def test_padding_becomes_air(hu):
 def test_pixels_that_are_not_square_are_refused(hu):
     volume = CTVolume.from_hu(hu, (5.0, 0.7, 0.8), thickness_mm=5.0)
     with pytest.raises(GeometryError, match=r"0\.700 x 0\.800"):
-        slice_geometry(volume)
+        calibrated_geometry(volume)
 
 
-def test_an_unknown_thickness_is_refused(hu):
-    with pytest.raises(GeometryError, match="thickness is unknown"):
-        slice_geometry(CTVolume.from_hu(hu, (5.0, 0.7, 0.7)))
+@pytest.mark.parametrize("thickness_mm", [None, 1.0, 8.0])
+def test_the_noise_level_does_not_follow_the_thickness(hu, thickness_mm):
+    volume = CTVolume.from_hu(hu, (5.0, 0.7, 0.7), thickness_mm=thickness_mm)
+    assert calibrated_geometry(volume) == (0.7, 3.0)
 
 
 def test_patients_keep_their_series_and_missing_folders_are_named(hu, tmp_path):

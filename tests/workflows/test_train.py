@@ -38,9 +38,12 @@ def test_the_total_loss_is_the_weighted_sum_of_its_terms(rng):
     maps = [torch.from_numpy(rng.normal(size=(2, 1, 33, 47))) for _ in range(5)]
     output, pair = Output(maps[0].float(), maps[1].float()), Pair(*(m.float() for m in maps[2:]))
     weights = LossWeights(image=2.0, local_mean=3.0, depth=5.0)
+    noise_hu = 1024 * (pair.low_dose - pair.full_dose).abs().mean(dim=(1, 2, 3), keepdim=True)
+    relative = (output.image - pair.full_dose) * 80 / (noise_hu + 60)
+    prediction = pair.full_dose + relative
     expected = (
-        2 * charbonnier(output.image, pair.full_dose)
-        + 3 * local_mean(output.image, pair.full_dose)
+        2 * charbonnier(prediction, pair.full_dose)
+        + 3 * local_mean(prediction, pair.full_dose)
         + 5 * absolute(output.depth, pair.depth)
     )
     total = train._losses(output, pair, weights)["total"]

@@ -38,9 +38,9 @@ def inserted_noise(
     """Noise of full-dose slices and of what was inserted into them.
 
     Parameters: pairs of (full_dose, low_dose), each (H, W) HU, of one patient.
-    The reference's level is the mode of the standard deviation over flat 15 x 15 regions of soft
-    tissue after a quadratic detrend (mode: Christianson et al., AJR 205:W63, 2015), which leaves
-    out vessels and edges; the inserted noise is measured in the regions near that mode.
+    Both are root mean squares of the standard deviation over the same flat 15 x 15 regions of soft
+    tissue after a quadratic detrend. Regions above 1.25 times the reference's mode are left out:
+    they hold vessels and edges (mode as noise level: Christianson et al., AJR 205:W63, 2015).
     Raises: ValueError where fewer than ten flat regions are found.
     """
     reference, inserted = [], []
@@ -53,9 +53,10 @@ def inserted_noise(
         raise ValueError(
             f"{reference_std.size} flat regions of soft tissue found, {_FEWEST} are needed"
         )
-    level = _mode(reference_std)
-    quiet = reference_std <= _QUIET * level
-    added = float(np.sqrt(np.mean(inserted_std[quiet] ** 2)))
+    quiet = reference_std <= _QUIET * _mode(reference_std)
+    level, added = (
+        float(np.sqrt(np.mean(stds[quiet] ** 2))) for stds in (reference_std, inserted_std)
+    )
     return InsertedNoise(level, added, (added / level) ** 2, int(quiet.sum()))
 
 

@@ -114,8 +114,8 @@ class Body(nn.Module):
         self.decode1 = nn.Sequential(ResidualBlock(width), ResidualBlock(width))
         self.leave = nn.Conv2d(width, 4, 3, padding=1)
         # Start near E = 0, the identity: a random E costs thousands of steps to unlearn.
-        nn.init.normal_(self.leave.weight, std=1e-3)
-        nn.init.zeros_(self.leave.bias)
+        for parameter in self.leave.parameters():
+            nn.init.normal_(parameter, std=1e-3)
 
     def forward(self, maps: Tensor) -> Tensor:
         level1 = self.encode1(self.enter(maps))

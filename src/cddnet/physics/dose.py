@@ -83,10 +83,12 @@ class LowDose(NamedTuple):
 
 
 class SliceGeometry(NamedTuple):
-    """pixel_mm: square pixel pitch; thickness_mm: of the slice, which collects the photons."""
+    """pixel_mm: square pixel pitch; thickness_mm: of the slice that collects the photons, that of
+    the calibration unless said otherwise.
+    """
 
     pixel_mm: float
-    thickness_mm: float
+    thickness_mm: float = _SLICE_MM
 
 
 DEFAULT_SCANNER = Scanner()

@@ -22,10 +22,9 @@ def full_dose_slices(volume: CTVolume) -> Iterator[FullDoseSlice]:
 
     A run ends where the distance between slices changes.
     """
-    geometry = slice_geometry(volume)
     positions_mm = volume.slice_positions_mm()
     spacing_mm = volume.spacing_mm[0]
-    together = max(1, int(_QUIET_MM // max(geometry.thickness_mm, spacing_mm)))
+    together = max(1, int(_QUIET_MM // max(volume.thickness_mm or spacing_mm, spacing_mm)))
     index = 0
     while index < volume.shape[0]:
         run = [index]
@@ -35,12 +34,9 @@ def full_dose_slices(volume: CTVolume) -> Iterator[FullDoseSlice]:
             and abs(positions_mm[run[-1] + 1] - positions_mm[run[-1]] - spacing_mm) < 0.01
         ):
             run.append(run[-1] + 1)
-        thickness_mm = geometry.thickness_mm + min(geometry.thickness_mm, spacing_mm) * (
-            len(run) - 1
-        )
         yield FullDoseSlice(
             hu=np.mean([filled(volume, item) for item in run], axis=0, dtype=np.float32),
-            geometry=geometry._replace(thickness_mm=thickness_mm),
+            geometry=calibrated_geometry(volume),
             series_uid=volume.series_uid,
             slice_index=index,
         )
@@ -52,15 +48,13 @@ def filled(volume: CTVolume, index: int) -> NDArray[np.float32]:
     return np.where(volume.padding(index), np.float32(AIR_HU), volume.read_slice(index))
 
 
-def slice_geometry(volume: CTVolume) -> SliceGeometry:
-    """What the physics needs of a volume.  Raises GeometryError where it is not known."""
+def calibrated_geometry(volume: CTVolume) -> SliceGeometry:
+    """The volume's pixels, at the photons of the calibrated 3 mm slice whatever its own thickness:
+    the inserted noise is absolute.  Raises GeometryError for pixels that are not square.
+    """
     _, row_mm, column_mm = volume.spacing_mm
     if abs(row_mm - column_mm) > 0.01 * column_mm:
         raise GeometryError(
             f"pixels are {row_mm:.3f} x {column_mm:.3f} mm; dose simulation needs square ones."
         )
-    if volume.thickness_mm is None:
-        raise GeometryError(
-            "the slice thickness is unknown; dose simulation needs it. Give a DICOM series."
-        )
-    return SliceGeometry(pixel_mm=column_mm, thickness_mm=volume.thickness_mm)
+    return SliceGeometry(pixel_mm=column_mm)

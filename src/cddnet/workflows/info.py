@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from cddnet.errors import CddnetError, SeriesChoiceError
+from cddnet.errors import CddnetError, FormatError, SeriesChoiceError
 from cddnet.formats import read_volume
 from cddnet.volume import CTVolume
 
@@ -20,7 +20,9 @@ class SeriesInfo(NamedTuple):
 
 
 def describe(source: Path) -> tuple[SeriesInfo, ...]:
-    """Every series found.  A refusal is an answer here, not an error."""
+    """Every series found; a refusal is an answer here.  Raises FormatError for a missing path."""
+    if not source.exists():
+        raise FormatError(f"{source}: there is no such file or folder.")
     try:
         return (_fit(read_volume(source)),)
     except SeriesChoiceError as several:

@@ -12,18 +12,18 @@ from cddnet.physics.dose import (
     insert_noise,
     rng_for,
 )
-from cddnet.training.slices import filled, slice_geometry
+from cddnet.training.slices import calibrated_geometry, filled
 from cddnet.volume import CTVolume, Derivation, SliceHU
 
 
 def simulate_volume(volume: CTVolume, dose_fraction: float, seed: int) -> CTVolume:
     """The volume at a fraction of the calibrated full dose, computed as slices are read.
 
-    The noise is absolute: that of the calibrated scanner with its soft kernel, whatever the source
-    carries itself. Padding stays; air is cut at the scanner's floor, as in real low-dose series.
-    Raises: GeometryError where pixels are not square or the slice thickness is unknown.
+    The noise is absolute: that of the calibrated scanner, its soft kernel and 3 mm slices, whatever
+    the source carries itself. Padding stays; air is cut at the scanner's floor, as in real low-dose
+    series.  Raises: GeometryError where pixels are not square.
     """
-    geometry = slice_geometry(volume)
+    geometry = calibrated_geometry(volume)
     scanner, kernel = DEFAULT_SCANNER, SOFT_KERNEL
 
     def read_slice(index: int) -> SliceHU:

@@ -31,8 +31,8 @@ from cddnet.training.pairs import FullDoseSlice, NoisyPairs, Pair
 from cddnet.training.splits import load_slices
 
 _CLIP_NORM = 1.0
-# 40 and 20 HU: an error after 20 HU of mean absolute noise counts once.
-_NOISE_UNIT, _NOISE_FLOOR = 40 / 1024, 20 / 1024
+# 80 and 60 HU: an error after 20 HU of mean absolute noise counts once.
+_NOISE_UNIT, _NOISE_FLOOR = 80 / 1024, 60 / 1024
 _VALIDATION_WINDOW_HU = (-160.0, 240.0)
 _VALIDATION_SLICES = 4
 
@@ -133,7 +133,7 @@ def _average(averaged: nn.Module, network: nn.Module, decay: float) -> None:
 
 
 def _losses(output: Output, pair: Pair, weights: LossWeights) -> dict[str, Tensor]:
-    # An error counts relative to the inserted noise, so that quiet slices matter beside starved ones.
+    # Errors count relative to the inserted noise, so that quiet slices matter beside starved ones.
     noise = (pair.low_dose - pair.full_dose).abs().mean(dim=(1, 2, 3), keepdim=True)
     scale = _NOISE_UNIT / (noise + _NOISE_FLOOR)
     prediction = pair.full_dose + scale * (output.image.float() - pair.full_dose)

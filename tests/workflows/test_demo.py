@@ -1,0 +1,180 @@
+"""The demo end to end: a real series, the shipped weights, DICOM that real peers accept."""
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom import dcmread
+
+from cddnet.errors import FormatError
+from cddnet.formats import read_volume
+from cddnet.workflows.demo import demo_series, run_demo
+from cddnet.workflows.denoise import DenoiseOptions, denoise_file
+
+TISSUES_HU = {"fat": (-130, -70), "soft tissue": (30, 75), "bone": (300, 1500)}
+
+
+def ignore(*_):
+    """No progress shown."""
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "out"
+    return out, run_demo(out, DenoiseOptions(), ignore)
+
+
+def test_the_demo_reaches_the_promised_share_of_what_its_noise_allows(demo):
+    _, result = demo
+    gain_db = result.denoised.psnr_db - result.low_dose.psnr_db
+    assert result.noise.ratio > 1.5
+    assert gain_db >= 0.55 * result.noise.noise_free_gain_db
+    assert result.denoised.ssim > result.low_dose.ssim
+    assert result.denoised.rmse_hu < result.low_dose.rmse_hu
+
+
+def test_the_demo_writes_two_series_and_one_picture(demo):
+    out, result = demo
+    full_dose, low_dose, denoised = (
+        read_volume(path) for path in (demo_series(), out / "low_dose", out / "denoised")
+    )
+    assert full_dose.shape == low_dose.shape == denoised.shape == (12, 512, 512)
+    assert len({full_dose.series_uid, low_dose.series_uid, denoised.series_uid}) == 3
+    header = dcmread(out / "denoised" / "0001.dcm")
+    assert "low-dose" in header.DerivationDescription.lower()
+    assert "research" in (header.SeriesDescription + header.ImageComments).lower()
+    with Image.open(result.picture) as picture:
+        grey = np.asarray(picture)
+    # Four panels with different content, not one repeated.
+    panels = [grey[60:500, 520 * n + 40 : 520 * n + 460].astype(float) for n in range(4)]
+    assert all(np.abs(panels[0] - panel).mean() > 1 for panel in panels[1:])
+
+
+def test_the_demo_overwrites_nothing(demo):
+    out, _ = demo
+    with pytest.raises(FormatError, match="exists"):
+        run_demo(out, DenoiseOptions(), ignore)
+
+
+def test_strength_zero_returns_the_stored_values_bit_for_bit(tmp_path):
+    out = tmp_path / "same"
+    denoise_file(demo_series(), out, DenoiseOptions(strength=0.0), ignore)
+    for name in sorted(path.name for path in out.iterdir()):
+        source, copy = dcmread(demo_series() / name), dcmread(out / name)
+        assert np.array_equal(source.pixel_array, copy.pixel_array)
+        assert source.SOPInstanceUID != copy.SOPInstanceUID
+
+
+def test_mean_hu_of_tissues_stays(demo):
+    """Fat and soft tissue within 2 HU, bone within 1 %: at full strength, on the low dose."""
+    from scipy import ndimage
+
+    out, _ = demo
+    full_dose, low_dose, denoised = (
+        read_volume(path).hu for path in (demo_series(), out / "low_dose", out / "denoised")
+    )
+    for name, (low, high) in TISSUES_HU.items():
+        # Tissue by the smoothed full dose, so that noise does not choose the pixels.
+        smooth = ndimage.gaussian_filter(full_dose, (0, 2, 2))
+        inside = ndimage.binary_erosion((smooth > low) & (smooth < high), np.ones((1, 5, 5)))
+        assert inside.sum() > 500, name
+        shift = float((denoised - low_dose)[inside].mean())
+        limit = 0.01 * float(low_dose[inside].mean()) if name == "bone" else 2.0
+        assert abs(shift) < limit, (name, shift)
+
+
+def peer(*command):
+    if shutil.which(command[0]) is None:
+        pytest.fail(f"{command[0]} is not installed; tests marked net need it")
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def complaints(path):
+    lines = peer("dciodvfy", "-new", str(path))
+    return {
+        line
+        for line in (lines.stdout + lines.stderr).splitlines()
+        if line.startswith(("Error", "Warning")) and "DeviceUID(0018,1002)>" not in line
+    }
+
+
+@pytest.mark.net
+def test_dciodvfy_says_nothing_new_of_the_denoised_series(demo):
+    out, _ = demo
+    for file in sorted((out / "denoised").iterdir()):
+        assert complaints(file) <= complaints(demo_series() / file.name)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def orthanc(tmp_path):
+    """A store of its own on loopback: (DICOM port, function that asks its REST interface)."""
+    if shutil.which("Orthanc") is None:
+        pytest.fail("Orthanc is not installed; tests marked net need it")
+    dicom, http = free_port(), free_port()
+    config = {
+        "Name": "test",
+        "StorageDirectory": str(tmp_path / "store"),
+        "IndexDirectory": str(tmp_path / "store"),
+        "Plugins": [],
+        "DicomPort": dicom,
+        "HttpPort": http,
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "DicomAlwaysAllowStore": True,
+    }
+    (tmp_path / "orthanc.json").write_text(json.dumps(config))
+    process = subprocess.Popen(
+        ["Orthanc", str(tmp_path / "orthanc.json")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def ask(path):
+        with urllib.request.urlopen(f"http://127.0.0.1:{http}{path}", timeout=10) as answer:
+            return json.load(answer)
+
+    try:
+        for _ in range(120):
+            try:
+                ask("/system")
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield dicom, ask
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+@pytest.mark.net
+def test_orthanc_stores_the_denoised_series_in_the_same_study(demo, orthanc):
+    out, _ = demo
+    port, ask = orthanc
+    for folder in (demo_series(), out / "denoised", out / "denoised"):
+        files = [str(path) for path in sorted(folder.iterdir())]
+        sent = peer(
+            "storescu",
+            "-xt" if folder == demo_series() else "-xe",
+            "-aec",
+            "ORTHANC",
+            "127.0.0.1",
+            str(port),
+            *files,
+        )
+        assert sent.returncode == 0, sent.stderr
+    found = ask("/statistics")
+    assert (found["CountStudies"], found["CountSeries"]) == (1, 2)
+    # Sent twice, stored once: the UIDs are deterministic.
+    assert found["CountInstances"] == 24
