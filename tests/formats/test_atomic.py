@@ -92,6 +92,18 @@ def test_a_full_disk_is_named_and_cleaned_up(context, tmp_path):
     assert names(tmp_path) == []
 
 
+def test_a_full_disk_is_named_through_the_wrapping_of_a_library(tmp_path):
+    def write():
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise OSError("With tag (7FE0,0010): Traceback (most recent call last)") from error
+
+    with pytest.raises(FormatError, match="disk is full") as told, new_file(tmp_path / "a"):
+        write()
+    assert "Traceback" not in str(told.value)
+
+
 @pytest.mark.parametrize("context", [new_file, new_folder])
 def test_a_disk_that_is_full_only_when_flushed_is_noticed(context, tmp_path, monkeypatch):
     monkeypatch.setattr(_atomic.os, "fsync", lambda descriptor: DISK_FULL())

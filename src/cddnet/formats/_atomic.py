@@ -103,7 +103,14 @@ def _removed(path: Path) -> bool:
     return not os.path.lexists(path)
 
 
-def _explained(path: Path, error: OSError, left: list[Path]) -> FormatError:
+def _original(error: OSError) -> OSError:
+    """The system's own error: pydicom raises it again with a traceback for a message."""
+    cause = error.__cause__ or error.__context__
+    return _original(cause) if error.errno is None and isinstance(cause, OSError) else error
+
+
+def _explained(path: Path, wrapped: OSError, left: list[Path]) -> FormatError:
+    error = _original(wrapped)
     remains = (
         "remove by hand what is left: " + ", ".join(map(str, left))
         if left
@@ -115,6 +122,6 @@ def _explained(path: Path, error: OSError, left: list[Path]) -> FormatError:
         )
     if isinstance(error, PermissionError):
         return FormatError(
-            f"{path}: writing is not permitted ({error}); {remains}. Choose a folder of yours."
+            f"{path}: writing is not permitted ({error.strerror}); {remains}. Choose a folder of yours."
         )
-    return FormatError(f"{path}: writing stopped ({error}); {remains}.")
+    return FormatError(f"{path}: writing stopped ({error.strerror or error}); {remains}.")

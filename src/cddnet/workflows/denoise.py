@@ -123,7 +123,7 @@ def _step(card: Card, strength: float, device: str, image_type: str) -> Derivati
         ),
         parameters=(
             ("device", device),
-            ("engine", f"torch {torch.__version__}"),
+            ("engine", _engine(device)),
             ("model", card.name),
             ("precision", "float32"),
             ("strength", repr(float(strength))),
@@ -132,6 +132,12 @@ def _step(card: Card, strength: float, device: str, image_type: str) -> Derivati
         weights_sha256=card.sha256,
         image_type=image_type,
     )
+
+
+def _engine(device: str) -> str:
+    """What decides the last bit of a sum: the library's version and the processor's units."""
+    units = torch.backends.cpu.get_cpu_capability() if device == "cpu" else device
+    return f"torch {torch.__version__} {units}"
 
 
 def _device(name: str) -> str:

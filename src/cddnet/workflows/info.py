@@ -41,8 +41,7 @@ def _chosen(source: Path, uid: str, description: str) -> SeriesInfo:
 def _fit(volume: CTVolume) -> SeriesInfo:
     depth, height, width = volume.shape
     slice_mm, row_mm, column_mm = volume.spacing_mm
-    text = (
-        f"{depth} slices of {height} x {width}, {slice_mm:.2f} mm apart, "
-        f"pixels {row_mm:.3f} x {column_mm:.3f} mm"
-    )
+    slices = f"{depth} slices, {slice_mm:.2f} mm apart," if depth > 1 else "1 slice"
+    thickness = "" if volume.thickness_mm is None else f", {volume.thickness_mm:g} mm thick"
+    text = f"{slices} of {height} x {width} pixels of {row_mm:.3f} x {column_mm:.3f} mm{thickness}"
     return SeriesInfo(volume.series_uid, text, volume.notes, None)
