@@ -159,12 +159,15 @@ def test_models_are_listed(cddnet, monkeypatch, tiny_weights):
     assert card.sha256[:16] in out
 
 
-def test_info_refuses_a_bad_path_in_its_answer(cddnet, tmp_path):
-    code, out, _ = cddnet("info", tmp_path / "nowhere", "--json")
+def test_info_of_nothing_fails_and_of_something_unfit_answers(cddnet, tmp_path):
+    code, out, err = cddnet("info", tmp_path / "nowhere", "--json")
+    assert (code, out) == (1, "")
+    assert "no such file or folder" in err
+    (tmp_path / "text.txt").write_text("not an image")
+    code, out, _ = cddnet("info", tmp_path / "text.txt", "--json")
     assert code == 0
-    (item,) = json.loads(out)
-    assert "no such file or folder" in item["refusal"]
-    assert "refused: " in cddnet("info", tmp_path / "nowhere")[1]
+    assert json.loads(out)[0]["refusal"]
+    assert "refused: " in cddnet("info", tmp_path / "text.txt")[1]
 
 
 def test_info_describes_a_series(cddnet, series):
@@ -172,7 +175,7 @@ def test_info_describes_a_series(cddnet, series):
     assert code == 0
     (item,) = json.loads(out)
     assert item["refusal"] is None
-    assert "2 slices of 33 x 47" in item["description"]
+    assert "33 x 47 pixels" in item["description"]
     assert "may be denoised" in cddnet("info", series[0])[1]
 
 

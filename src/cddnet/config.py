@@ -66,7 +66,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     crop: int = Field(256, multiple_of=64, description="pixels per side")
     crops_per_slice: int = Field(2, gt=0, description="crops taken of one noisy slice")
     slices_per_step: int = Field(2, gt=0, description="noisy slices in one step")
-    learning_rate: float = Field(1.5e-3, gt=0, description="AdamW, cosine to a hundredth")
+    learning_rate: float = Field(1e-3, gt=0, description="AdamW, cosine to a hundredth")
     weight_decay: float = Field(1e-4, ge=0)
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights")
     validate_every: int = Field(1000, gt=0, description="steps between validations")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cddnet.errors import FormatError, GeometryError
-from cddnet.training.slices import filled, full_dose_slices, calibrated_geometry
+from cddnet.training.slices import calibrated_geometry, filled, full_dose_slices
 from cddnet.training.splits import load_slices
 from cddnet.volume import CTVolume
 

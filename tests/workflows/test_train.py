@@ -39,7 +39,7 @@ def test_the_total_loss_is_the_weighted_sum_of_its_terms(rng):
     output, pair = Output(maps[0].float(), maps[1].float()), Pair(*(m.float() for m in maps[2:]))
     weights = LossWeights(image=2.0, local_mean=3.0, depth=5.0)
     noise_hu = 1024 * (pair.low_dose - pair.full_dose).abs().mean(dim=(1, 2, 3), keepdim=True)
-    relative = (output.image - pair.full_dose) * 80 / (noise_hu + 60)
+    relative = (output.image - pair.full_dose) * 50 / (noise_hu + 30)
     prediction = pair.full_dose + relative
     expected = (
         2 * charbonnier(prediction, pair.full_dose)

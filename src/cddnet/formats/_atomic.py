@@ -122,6 +122,7 @@ def _explained(path: Path, wrapped: OSError, left: list[Path]) -> FormatError:
         )
     if isinstance(error, PermissionError):
         return FormatError(
-            f"{path}: writing is not permitted ({error.strerror}); {remains}. Choose a folder of yours."
+            f"{path}: writing is not permitted ({error.strerror}); {remains}. "
+            "Choose a folder of yours."
         )
     return FormatError(f"{path}: writing stopped ({error.strerror or error}); {remains}.")

@@ -30,9 +30,10 @@ from cddnet.physics.dose import SCANNER_FLOOR_HU, insert_noise, rng_for
 from cddnet.training.pairs import FullDoseSlice, NoisyPairs, Pair
 from cddnet.training.splits import load_slices
 
-_CLIP_NORM = 1.0
-# 80 and 60 HU: an error after 20 HU of mean absolute noise counts once.
-_NOISE_UNIT, _NOISE_FLOOR = 80 / 1024, 60 / 1024
+# A starved slice may give a gradient many times the usual one, enough to ruin the weights.
+_CLIP_TO_USUAL = 1.5
+# 50 and 30 HU: an error after 20 HU of mean absolute noise counts once.
+_NOISE_UNIT, _NOISE_FLOOR = 50 / 1024, 30 / 1024
 _VALIDATION_WINDOW_HU = (-160.0, 240.0)
 _VALIDATION_SLICES = 4
 
@@ -94,7 +95,7 @@ def _optimise(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step / config.steps))
     averaged = deepcopy(network)
     fast = torch.bfloat16 if _has_bfloat16() else torch.float32
-    started, skipped = time.monotonic(), 0
+    started, skipped, usual = time.monotonic(), 0, 1.0
     for step, pair in zip(range(1, config.steps + 1), _batches(slices, config), strict=False):
         network.train()
         with torch.autocast("cpu", dtype=fast, enabled=fast is torch.bfloat16):
@@ -102,8 +103,10 @@ def _optimise(
         terms = _losses(output, pair, config.loss)
         optimiser.zero_grad(set_to_none=True)
         terms["total"].backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(network.parameters(), _CLIP_NORM)
-        if torch.isfinite(norm):
+        limit = _CLIP_TO_USUAL * usual
+        norm = float(nn.utils.clip_grad_norm_(network.parameters(), limit))
+        if math.isfinite(norm):
+            usual += 0.02 * (min(norm, limit) - usual)
             optimiser.step()
             _average(averaged, network, min(config.ema, step / (step + 10)))
         else:
@@ -112,7 +115,7 @@ def _optimise(
         if step % 100 == 0:
             losses = {name: round(value.item(), 6) for name, value in terms.items()}
             seconds = round(time.monotonic() - started, 1)
-            _log(out, step=step, seconds=seconds, skipped=skipped, **losses)
+            _log(out, step=step, seconds=seconds, skipped=skipped, norm=usual, **losses)
         if step % config.validate_every == 0:
             _log(out, step=step, **validate(averaged, checked)._asdict())
             _weights.save(
