@@ -10,7 +10,7 @@ of the authors' code.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from difflib import get_close_matches
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -42,6 +42,11 @@ def build(name: str, **options: object) -> nn.Module:
         )
     network: nn.Module = model.build(model.Config(**options))
     return network
+
+
+def all_options(name: str, **options: object) -> dict[str, int | float | str]:
+    """Options of network `name` with its defaults filled in: what a model card keeps."""
+    return asdict(_load(name).Config(**options))
 
 
 def from_published(name: str, state_dict: Mapping[str, Tensor]) -> nn.Module:

@@ -25,6 +25,7 @@ from cddnet.intensity.normalise import to_hu, to_network
 from cddnet.losses.pixel import absolute, charbonnier, local_mean
 from cddnet.metrics.fidelity import psnr
 from cddnet.models import _weights
+from cddnet.models._cards import Card
 from cddnet.models._output import Output
 from cddnet.physics.dose import SCANNER_FLOOR_HU, insert_noise, rng_for
 from cddnet.training.pairs import FullDoseSlice, NoisyPairs, Pair
@@ -64,21 +65,14 @@ def train_from_config(recipe: Path, data: Path, out: Path) -> None:
         network, [s for group in learned.values() for s in group], config, checked, out
     )
     final = validate(averaged, checked)
-    card = _weights.save(
-        averaged,
-        out / "weights.safetensors",
-        name=f"{config.model}@1",
-        model=config.model,
-        options=dict(config.options),
-        version=__version__,
-        training={
-            "recipe": config.model_dump(mode="json"),
-            "collections": split.collections,
-            "patients": sorted(learned),
-            "slices": sum(len(group) for group in learned.values()),
-            "validation": {**final._asdict(), "window_hu": _VALIDATION_WINDOW_HU, "dose": 0.25},
-        },
-    )
+    training = {
+        "recipe": config.model_dump(mode="json"),
+        "collections": split.collections,
+        "patients": sorted(learned),
+        "slices": sum(len(group) for group in learned.values()),
+        "validation": {**final._asdict(), "window_hu": _VALIDATION_WINDOW_HU, "dose": 0.25},
+    }
+    card = _save(averaged, out / "weights.safetensors", config, training)
     _log(out, step=config.steps, sha256=card.sha256, **final._asdict())
 
 
@@ -118,15 +112,20 @@ def _optimise(
             _log(out, step=step, seconds=seconds, skipped=skipped, norm=usual, **losses)
         if step % config.validate_every == 0:
             _log(out, step=step, **validate(averaged, checked)._asdict())
-            _weights.save(
-                averaged,
-                out / "latest.safetensors",
-                name=f"{config.model}@{step}",
-                model=config.model,
-                options=dict(config.options),
-                version=__version__,
-            )
+            _save(averaged, out / "latest.safetensors", config, {"steps": step})
     return averaged
+
+
+def _save(network: nn.Module, path: Path, config: TrainConfig, training: dict[str, object]) -> Card:
+    return _weights.save(
+        network,
+        path,
+        name=f"{config.model}@1",
+        model=config.model,
+        options=models.all_options(config.model, **config.options),
+        version=__version__,
+        training=training,
+    )
 
 
 @torch.no_grad()
