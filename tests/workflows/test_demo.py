@@ -1,7 +1,6 @@
 """The demo end to end: a real series, the shipped weights, DICOM that real peers accept."""
 
 import json
-import shutil
 import socket
 import subprocess
 import time
@@ -17,6 +16,7 @@ from cddnet.errors import FormatError
 from cddnet.formats import read_volume
 from cddnet.workflows.demo import demo_series, run_demo
 from cddnet.workflows.denoise import DenoiseOptions, denoise_file, denoise_volume
+from peers import complaints, peer, require
 
 TISSUES_HU = {"fat": (-130, -70), "soft tissue": (30, 75), "bone": (300, 1500)}
 
@@ -93,21 +93,6 @@ def test_mean_hu_of_tissues_stays_at_full_strength(demo, dose):
         assert abs(shift) < (0.01 * mean if name == "bone" else 2.0), (name, shift)
 
 
-def peer(*command):
-    if shutil.which(command[0]) is None:
-        pytest.fail(f"{command[0]} is not installed; tests marked net need it")
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def complaints(path):
-    lines = peer("dciodvfy", "-new", str(path))
-    return {
-        line
-        for line in (lines.stdout + lines.stderr).splitlines()
-        if line.startswith(("Error", "Warning")) and "DeviceUID(0018,1002)>" not in line
-    }
-
-
 @pytest.mark.net
 def test_dciodvfy_says_nothing_new_of_the_denoised_series(demo):
     out, _ = demo
@@ -124,8 +109,7 @@ def free_port():
 @pytest.fixture
 def orthanc(tmp_path):
     """A store of its own on loopback: (DICOM port, function that asks its REST interface)."""
-    if shutil.which("Orthanc") is None:
-        pytest.fail("Orthanc is not installed; tests marked net need it")
+    require("Orthanc")
     dicom, http = free_port(), free_port()
     config = {
         "Name": "test",
