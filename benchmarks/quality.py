@@ -82,6 +82,11 @@ def measure(patient: str, slices: list[FullDoseSlice], network: nn.Module, stren
     )
 
 
+def share(row: Row) -> str:
+    """Gain over what R allows; below 1 dB the reference is as noisy as what was inserted."""
+    return f"{row.gain_db / row.allowed_db:.0%}" if row.allowed_db >= 1 else "-"
+
+
 def interval(values: list[float]) -> tuple[float, float]:
     """95 % bootstrap interval of the mean over patients."""
     rng = np.random.default_rng(0)
@@ -128,7 +133,7 @@ def main() -> None:
             f"{row.patient:22}{row.slices:3}{row.ratio:7.1f}"
             f"{row.low_dose[0]:12.2f}{row.low_dose[1]:7.3f}{row.low_dose[2]:7.2f}"
             f"{row.denoised[0]:13.2f}{row.denoised[1]:7.3f}{row.denoised[2]:7.2f}"
-            f"{row.gain_db:7.2f}{row.allowed_db:7.2f}{row.gain_db / row.allowed_db:7.0%}  {bias}",
+            f"{row.gain_db:7.2f}{row.allowed_db:7.2f}{share(row):>7}  {bias}",
             flush=True,
         )
     means = [

@@ -139,7 +139,11 @@ def demo(
     noise, (low, high) = result.noise, METRIC_WINDOW_HU
     gain_db = result.denoised.psnr_db - result.low_dose.psnr_db
     if as_json:
-        record = {"low_dose": result.low_dose._asdict(), "denoised": result.denoised._asdict()}
+        record = {
+            "method": result.method,
+            "low_dose": result.low_dose._asdict(),
+            "denoised": result.denoised._asdict(),
+        }
         measured = {"window_hu": METRIC_WINDOW_HU, "mask": "body", "slices": result.slices}
         bound = {"R": noise.ratio, "noise_free_gain_db": noise.noise_free_gain_db}
         _print_json(
@@ -148,7 +152,8 @@ def demo(
         return
     typer.echo(
         f"CRLM-CT-1004, {result.slices} slices, simulated {DOSE_FRACTION:.0%} dose; against full "
-        f"dose, window [{low:.0f}, {high:.0f}] HU, range {high - low:.0f} HU, body mask"
+        f"dose, window [{low:.0f}, {high:.0f}] HU, range {high - low:.0f} HU, body mask; "
+        f"denoised by {result.method}"
     )
     typer.echo(f"{'':12}{'PSNR dB':>9}{'SSIM':>8}{'RMSE HU':>9}")
     for name, row in (("low dose", result.low_dose), ("denoised", result.denoised)):

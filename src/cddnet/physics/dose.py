@@ -73,8 +73,9 @@ class Kernel:
 
 
 class LowDose(NamedTuple):
-    """hu: (H, W) float32.  depth: (H, W) log of the view-averaged noise variance behind the beam
-    filter, zero in empty air.  fewest_photons: lowest expected low-dose count of any ray.
+    """hu: (H, W) float32.  depth: (H, W) radiological depth, the log of the mean over views of
+    exp(line integral) over the beam filter.  fewest_photons: least expected low-dose count of any
+    ray; below about ten, the logarithm of a real count is no longer Gaussian.
     """
 
     hu: NDArray[np.float32]

@@ -40,6 +40,9 @@ class Scores(NamedTuple):
 
 
 class DemoResult(NamedTuple):
+    """method: network, version and strength."""
+
+    method: str
     low_dose: Scores
     denoised: Scores
     noise: InsertedNoise
@@ -58,7 +61,7 @@ def run_demo(out: Path, options: DenoiseOptions, progress: Progress) -> DemoResu
     full_dose = read_volume(demo_series())
     write_volume(simulate_volume(full_dose, DOSE_FRACTION, SEED), out / "low_dose")
     low_dose = read_volume(out / "low_dose")
-    denoise_file(
+    written = denoise_file(
         out / "low_dose",
         out / "denoised",
         options,
@@ -67,6 +70,7 @@ def run_demo(out: Path, options: DenoiseOptions, progress: Progress) -> DemoResu
     denoised = read_volume(out / "denoised")
     _picture(full_dose, low_dose, denoised).save(out / "demo.png", optimize=True)
     return DemoResult(
+        method=written.derivation[-1].label,
         low_dose=scores(full_dose, low_dose),
         denoised=scores(full_dose, denoised),
         noise=inserted_noise(zip(full_dose.slices(), low_dose.slices(), strict=True)),
