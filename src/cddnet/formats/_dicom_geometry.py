@@ -202,7 +202,7 @@ def _shared_place(one: Frame, other: Frame, uid: str, counts: tuple[int, int]) -
     if places == 1:
         return GeometryError(
             f"series {uid}: all {images} images lie at one position, {pair} among them, as in "
-            "bolus tracking; choose the diagnostic series, or give one file alone."
+            "bolus tracking; choose the series of the scan itself, or give one file alone."
         )
     return GeometryError(
         f"series {uid}: {images} images lie at only {places} positions, such as {pair}: several "
