@@ -66,6 +66,18 @@ def test_the_options_are_frozen():
     } == OPTIONS
 
 
+def test_an_error_nobody_foresaw_is_one_line_without_its_text(cddnet, monkeypatch):
+    def fail():
+        raise RuntimeError("PATIENT^NAME")
+
+    monkeypatch.setattr(store, "cards", fail)
+    code, _, err = cddnet("models")
+    assert code == 1
+    assert "RuntimeError" in err
+    assert "PATIENT" not in err
+    assert err.count("\n") == 1
+
+
 def test_version_and_help(cddnet):
     assert cddnet("--version") == (0, f"cddnet {__version__}\n", "")
     code, out, _ = cddnet("--help")
@@ -138,7 +150,9 @@ def test_stopping_is_no_success(cddnet, monkeypatch):
     assert "Traceback" not in err
 
 
-def test_a_bug_is_not_hidden(cddnet, monkeypatch):
+def test_a_bug_is_shown_whole_on_request(cddnet, monkeypatch):
+    monkeypatch.setenv("CDDNET_TRACEBACK", "1")
+
     def fail():
         raise ZeroDivisionError("a bug")
 

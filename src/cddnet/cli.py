@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -189,6 +190,14 @@ def main() -> None:
         _fail(str(error))
     except MemoryError:
         _fail("not enough memory; close other programs or give fewer slices.")
+    except Exception as error:
+        if os.environ.get("CDDNET_TRACEBACK"):
+            raise
+        # The text of a foreign error may quote a header, and a header may name a patient.
+        _fail(
+            f"stopped by an error nobody foresaw ({type(error).__name__}). Please report it with "
+            "what is printed when CDDNET_TRACEBACK=1 is set in the environment."
+        )
 
 
 def _fail(message: str) -> None:

@@ -30,7 +30,7 @@ from pydicom import dcmread, uid
 from pydicom.data import get_testdata_file
 
 import cddnet
-from cddnet.errors import FormatError
+from cddnet.errors import CddnetError, FormatError
 from cddnet.formats._derived_pixels import derived_stored
 from cddnet.formats._dicom_frames import Frame
 from cddnet.volume import CTVolume, Derivation
@@ -518,6 +518,20 @@ def test_a_written_series_is_read_again(volume, tmp_path):
 
 
 # --- independent validators
+
+
+def test_a_damaged_header_element_is_refused_by_name(tmp_path):
+    dataset = ct_dataset()
+    file = save(dataset, tmp_path / "a.dcm")
+    whole = file.read_bytes()
+    # An element of the file meta group among those of the image, as a damaged tag may look.
+    place = whole.index(b"\x08\x00\x60\x00CS")
+    stray = b"\x02\x00\xee\xeeLO" + len(FAMILY_NAME).to_bytes(2, "little")
+    file.write_bytes(whole[:place] + stray + FAMILY_NAME.encode() + whole[place:])
+    with pytest.raises(CddnetError, match=r"a\.dcm.*damaged") as told:
+        write(derive(read(file), noisy), tmp_path / "out")
+    assert FAMILY_NAME not in str(told.value)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.net

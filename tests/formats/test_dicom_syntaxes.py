@@ -178,3 +178,23 @@ def test_dcmtk_decodes_12_bit_jpeg_to_the_same_values(tmp_path, option):
     # DCMTK puts the values on a scale of its own and says so in the slope.
     error_hu = read(tmp_path / "b.dcm").read_slice(0) - (stored_of(dataset) - 1024.0)
     assert 0 < np.abs(error_hu).mean() < 5
+
+
+@pytest.mark.parametrize("syntax", [uid.RLELossless, uid.JPEGLSLossless])
+def test_a_damaged_stream_is_refused_or_read_and_nothing_else(tmp_path, syntax):
+    dataset, _ = source(16, True)
+    dataset.compress(syntax)
+    whole = bytearray(save(dataset, tmp_path / "a.dcm").read_bytes())
+    rng, refused = np.random.default_rng(3), 0
+    start = len(whole) - len(dataset.PixelData)
+    for case in range(60):
+        damaged = bytearray(whole)
+        for _ in range(6):
+            damaged[int(rng.integers(start, len(whole)))] = int(rng.integers(256))
+        path = tmp_path / f"{case}.dcm"
+        path.write_bytes(damaged)
+        try:
+            read(path).read_slice(0)
+        except DicomError:
+            refused += 1
+    assert refused

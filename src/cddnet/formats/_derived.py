@@ -5,13 +5,15 @@ One slice is in memory at a time; the output appears whole or not at all.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from pydicom import Dataset, dcmwrite
 
-from cddnet.errors import FormatError
+from cddnet.errors import CddnetError, DicomError, FormatError
 from cddnet.formats._atomic import new_file, new_folder
 from cddnet.formats._derived_headers import (
     Recipe,
@@ -92,13 +94,27 @@ def _write(volume: CTVolume, headers: DicomHeaders, recipe: Recipe, files: list[
         _write_classic(headers, recipe, (index, hu), file)
 
 
+@contextmanager
+def _damage_named(name: str) -> Iterator[None]:
+    """What pydicom raises over a damaged header element, as a sentence without the element."""
+    try:
+        yield
+    except (CddnetError, OSError):
+        raise
+    except Exception as error:
+        raise DicomError(
+            f"{name}: its header is damaged and cannot be copied ({type(error).__name__}); "
+            "send or export this image again."
+        ) from error
+
+
 def _write_classic(
     headers: DicomHeaders, recipe: Recipe, result: tuple[int, SliceHU], file: Path
 ) -> None:
     index, hu = result
     frame = headers.frames[index]
     stored = derived_stored(frame, headers.read_stored(index), hu)
-    with quiet():
+    with quiet(), _damage_named(frame.name):
         header = derived_header(frame.header, recipe)
         header.SOPInstanceUID = recipe.sop_uid(index)
         sources = recipe.sources(index)
@@ -115,7 +131,7 @@ def _write_classic(
 
 
 def _write_enhanced(volume: CTVolume, headers: DicomHeaders, recipe: Recipe, file: Path) -> None:
-    with quiet():
+    with quiet(), _damage_named(headers.frames[0].name):
         header = _enhanced_header(headers, recipe)
         source = headers.frames[0].header
         length = frame_bytes(source) * len(headers.frames)

@@ -28,7 +28,12 @@ Stored = NDArray[np.integer[Any]]
 # agrees to the last bit, but pydicom does not pass them on.
 JPEG_12_BIT = (uid.JPEGExtended12Bit, UID("1.2.840.10008.1.2.4.53"), UID("1.2.840.10008.1.2.4.55"))
 # CharLS reports a damaged stream; GDCM may return what it had decoded until then.
-PREFERRED_PLUGIN = {uid.JPEGLSLossless: "pyjpegls", uid.JPEGLSNearLossless: "pyjpegls"}
+PREFERRED_PLUGIN = {
+    uid.JPEGLSLossless: "pyjpegls",
+    uid.JPEGLSNearLossless: "pyjpegls",
+    # pylibjpeg-rle, where a user has it, aborts on a damaged stream.
+    uid.RLELossless: "pydicom",
+}
 ALWAYS_LOSSY = frozenset({uid.JPEGBaseline8Bit, *JPEG_12_BIT})
 LOSSY = ALWAYS_LOSSY | {uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K}
 END_OF_IMAGE = b"\xff\xd9"
