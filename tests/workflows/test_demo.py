@@ -12,7 +12,7 @@ from PIL import Image
 from pydicom import dcmread
 from scipy import ndimage
 
-from cddnet.errors import FormatError
+from cddnet.errors import FormatError, ModelError
 from cddnet.formats import read_volume
 from cddnet.workflows.demo import demo_series, run_demo
 from cddnet.workflows.denoise import DenoiseOptions, denoise_file, denoise_volume
@@ -61,6 +61,12 @@ def test_the_demo_overwrites_nothing(demo):
     out, _ = demo
     with pytest.raises(FormatError, match="exists"):
         run_demo(out, DenoiseOptions(), ignore)
+
+
+def test_an_unknown_model_leaves_no_folder(tmp_path):
+    with pytest.raises(ModelError):
+        run_demo(tmp_path / "out", DenoiseOptions(model="nothing"), ignore)
+    assert not (tmp_path / "out").exists()
 
 
 def test_strength_zero_returns_the_stored_values_bit_for_bit(tmp_path):

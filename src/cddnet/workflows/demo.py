@@ -15,6 +15,7 @@ from cddnet.formats import read_volume, write_volume
 from cddnet.metrics._body import body_mask
 from cddnet.metrics.fidelity import psnr, rmse_hu, ssim
 from cddnet.metrics.noise import InsertedNoise, inserted_noise
+from cddnet.runtime import store
 from cddnet.volume import CTVolume
 from cddnet.workflows._panel import Panel, Region, draw
 from cddnet.workflows.denoise import DenoiseOptions, denoise_file
@@ -57,6 +58,7 @@ def run_demo(out: Path, options: DenoiseOptions, progress: Progress) -> DemoResu
     """
     if out.exists():
         raise FormatError(f"{out} exists; give a new folder, nothing is overwritten.")
+    store.find(options.model)
     out.mkdir(parents=True)
     full_dose = read_volume(demo_series())
     write_volume(simulate_volume(full_dose, DOSE_FRACTION, SEED), out / "low_dose")
