@@ -194,12 +194,9 @@ def _rate(progress: float) -> float:
 
 
 def _has_bfloat16() -> bool:
-    return bool(torch.backends.cpu.get_cpu_capability() == "AVX512") and _bfloat16_units()
-
-
-def _bfloat16_units() -> bool:
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return bool(supported())
+    """Whether this processor multiplies bfloat16 itself; without that, it is slower than float32."""
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(supported and supported())
 
 
 def _log(out: Path, **values: object) -> None:
