@@ -194,7 +194,7 @@ def _rate(progress: float) -> float:
 
 
 def _has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 itself; without that, it is slower than float32."""
+    """Whether this processor multiplies bfloat16 itself; others are slower with it."""
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(supported and supported())
 
