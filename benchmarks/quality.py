@@ -24,9 +24,8 @@ from cddnet.formats import read_all_series
 from cddnet.metrics._body import body_mask
 from cddnet.metrics.fidelity import psnr, rmse_hu, ssim
 from cddnet.metrics.noise import inserted_noise
-from cddnet.physics.dose import SCANNER_FLOOR_HU, insert_noise, rng_for
 from cddnet.runtime import store
-from cddnet.training.pairs import FullDoseSlice
+from cddnet.training.pairs import FullDoseSlice, calibrated_low_dose
 from cddnet.training.splits import load_slices
 from cddnet.workflows.denoise import denoise_slice
 
@@ -55,13 +54,11 @@ class Row(NamedTuple):
 def measure(patient: str, slices: list[FullDoseSlice], network: nn.Module, strength: float) -> Row:
     pairs, low_scores, high_scores, bias = [], [], [], {name: [] for name in TISSUES_HU}
     for item in slices:
-        rng = rng_for(item.series_uid, item.slice_index, seed=0)
-        noisy = insert_noise(item.hu, item.geometry, rng, dose_fraction=DOSE_FRACTION).hu
-        low = np.maximum(noisy, SCANNER_FLOOR_HU)
+        low = calibrated_low_dose(item, DOSE_FRACTION)
         padding = np.zeros(low.shape, bool)
         high = denoise_slice(low, padding, network, strength=strength)
         mask = body_mask(item.hu)
-        pairs.append((item.hu, noisy))
+        pairs.append((item.hu, low))
         for scores, image in ((low_scores, low), (high_scores, high)):
             scores.append(
                 [m(item.hu, image, window_hu=WINDOW_HU, mask=mask) for m in (psnr, ssim, rmse_hu)]

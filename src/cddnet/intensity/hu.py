@@ -8,6 +8,11 @@ from numpy.typing import NDArray
 AIR_HU = -1000.0
 
 
+def air_for_padding(hu: NDArray[np.float32], padding: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """The slice (H, W) with air where nothing was measured, as physics and networks need it."""
+    return np.where(padding, np.float32(AIR_HU), hu)
+
+
 def stored_to_hu(
     stored: NDArray[np.generic], slope: float, intercept: float
 ) -> NDArray[np.float32]:

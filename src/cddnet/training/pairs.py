@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset
 from cddnet.config import NoiseRange, TrainConfig
 from cddnet.intensity.normalise import to_network
 from cddnet.physics.dose import (
+    DEFAULT_SCANNER,
     SCANNER_FLOOR_HU,
     Kernel,
     LowDose,
@@ -83,7 +84,7 @@ def noisy(source: FullDoseSlice, noise: NoiseRange, rng: np.random.Generator) ->
         rng,
         dose_fraction=1.0 if rng.random() < noise.full_dose_share else dose,
         scanner=Scanner(
-            photons=Scanner().photons * float(np.exp(rng.uniform(*np.log(noise.photons)))),
+            photons=DEFAULT_SCANNER.photons * float(np.exp(rng.uniform(*np.log(noise.photons)))),
             electronic_std=rng.uniform(*noise.electronic_std),
             bowtie_ratio=rng.uniform(*noise.bowtie_ratio),
             modulation=rng.uniform(*noise.modulation),
@@ -94,6 +95,16 @@ def noisy(source: FullDoseSlice, noise: NoiseRange, rng: np.random.Generator) ->
         ),
     )
     return inserted._replace(hu=np.maximum(inserted.hu, SCANNER_FLOOR_HU))
+
+
+def calibrated_low_dose(source: FullDoseSlice, dose_fraction: float) -> NDArray[np.float32]:
+    """The slice (H, W) in HU at a fraction of the calibrated dose: what quality is measured on.
+
+    Always the same noise for a slice; cut at the scanner's floor.
+    """
+    rng = rng_for(source.series_uid, source.slice_index, seed=0)
+    inserted = insert_noise(source.hu, source.geometry, rng, dose_fraction=dose_fraction)
+    return np.maximum(inserted.hu, np.float32(SCANNER_FLOOR_HU))
 
 
 def _crop(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cddnet.errors import GeometryError
-from cddnet.intensity.hu import AIR_HU
+from cddnet.intensity.hu import air_for_padding
 from cddnet.physics.dose import SliceGeometry
 from cddnet.training.pairs import FullDoseSlice
 from cddnet.volume import CTVolume
@@ -45,7 +45,7 @@ def full_dose_slices(volume: CTVolume) -> Iterator[FullDoseSlice]:
 
 def filled(volume: CTVolume, index: int) -> NDArray[np.float32]:
     """Slice (H, W) in HU with padding set to air."""
-    return np.where(volume.padding(index), np.float32(AIR_HU), volume.read_slice(index))
+    return air_for_padding(volume.read_slice(index), volume.padding(index))
 
 
 def calibrated_geometry(volume: CTVolume) -> SliceGeometry:

@@ -16,7 +16,7 @@ from torch import nn
 from cddnet import __version__
 from cddnet.errors import CddnetError, ModelError
 from cddnet.formats import read_volume, write_volume
-from cddnet.intensity.hu import AIR_HU
+from cddnet.intensity.hu import air_for_padding
 from cddnet.intensity.normalise import to_hu, to_network
 from cddnet.models._cards import Card
 from cddnet.runtime import store
@@ -103,10 +103,9 @@ def _denoised(volume: CTVolume, options: DenoiseOptions) -> CTVolume:
 
 def denoise_slice(hu: SliceHU, padding: Mask, network: nn.Module, *, strength: float) -> SliceHU:
     """One slice (H, W) in HU; padding is air to the network and comes back as it was."""
-    measured = np.where(padding, np.float32(AIR_HU), hu)
-    device = next(network.parameters()).device
+    device = next((weights.device for weights in network.parameters()), torch.device("cpu"))
     with torch.inference_mode():
-        image = torch.from_numpy(measured)[None, None].to(device)
+        image = torch.from_numpy(air_for_padding(hu, padding))[None, None].to(device)
         restored = to_hu(network(to_network(image)).image)[0, 0].cpu().numpy()
     blended = hu + np.float32(strength) * (restored - hu)
     result: SliceHU = np.where(padding, hu, blended)

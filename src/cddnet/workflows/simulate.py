@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cddnet import __version__
+from cddnet.intensity.hu import air_for_padding
 from cddnet.physics.dose import (
     DEFAULT_SCANNER,
     SCANNER_FLOOR_HU,
@@ -12,7 +13,7 @@ from cddnet.physics.dose import (
     insert_noise,
     rng_for,
 )
-from cddnet.training.slices import calibrated_geometry, filled
+from cddnet.training.slices import calibrated_geometry
 from cddnet.volume import CTVolume, Derivation, SliceHU
 
 
@@ -29,7 +30,8 @@ def simulate_volume(volume: CTVolume, dose_fraction: float, seed: int) -> CTVolu
     def read_slice(index: int) -> SliceHU:
         source, padding = volume.read_slice(index), volume.padding(index)
         rng = rng_for(volume.series_uid, index, seed)
-        inserted = insert_noise(filled(volume, index), geometry, rng, dose_fraction=dose_fraction)
+        measured = air_for_padding(source, padding)
+        inserted = insert_noise(measured, geometry, rng, dose_fraction=dose_fraction)
         cut = np.maximum(inserted.hu, np.minimum(source, np.float32(SCANNER_FLOOR_HU)))
         result: SliceHU = np.where(padding, source, cut)
         return result

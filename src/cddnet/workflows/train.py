@@ -21,21 +21,21 @@ from cddnet import __version__, models
 from cddnet.config import LossWeights, PatientSplit, TrainConfig, load_config
 from cddnet.errors import FormatError
 from cddnet.formats import read_all_series
-from cddnet.intensity.normalise import to_hu, to_network
 from cddnet.losses.pixel import absolute, charbonnier, local_mean
 from cddnet.metrics.fidelity import psnr
 from cddnet.models import _weights
 from cddnet.models._cards import Card
 from cddnet.models._output import Output
-from cddnet.physics.dose import SCANNER_FLOOR_HU, insert_noise, rng_for
-from cddnet.training.pairs import FullDoseSlice, NoisyPairs, Pair
+from cddnet.training.pairs import FullDoseSlice, NoisyPairs, Pair, calibrated_low_dose
 from cddnet.training.splits import load_slices
+from cddnet.workflows.denoise import denoise_slice
 
 # A starved slice may give a gradient many times the usual one, enough to ruin the weights.
 _CLIP_TO_USUAL = 1.5
 # 50 and 30 HU: an error after 20 HU of mean absolute noise counts once.
 _NOISE_UNIT, _NOISE_FLOOR = 50 / 1024, 30 / 1024
 _VALIDATION_WINDOW_HU = (-160.0, 240.0)
+_VALIDATION_DOSE = 0.25
 _VALIDATION_SLICES = 4
 
 
@@ -70,7 +70,11 @@ def train_from_config(recipe: Path, data: Path, out: Path) -> None:
         "collections": split.collections,
         "patients": sorted(learned),
         "slices": sum(len(group) for group in learned.values()),
-        "validation": {**final._asdict(), "window_hu": _VALIDATION_WINDOW_HU, "dose": 0.25},
+        "validation": {
+            **final._asdict(),
+            "window_hu": _VALIDATION_WINDOW_HU,
+            "dose": _VALIDATION_DOSE,
+        },
     }
     card = _save(averaged, out / "weights.safetensors", config, training)
     _log(out, step=config.steps, sha256=card.sha256, **final._asdict())
@@ -177,13 +181,11 @@ def validate(network: nn.Module, patients: dict[str, list[FullDoseSlice]]) -> Va
 
 
 def _score(network: nn.Module, item: FullDoseSlice) -> tuple[float, float]:
-    rng = rng_for(item.series_uid, item.slice_index, seed=0)
-    noisy = np.maximum(insert_noise(item.hu, item.geometry, rng).hu, SCANNER_FLOOR_HU)
-    with torch.inference_mode():
-        image = network(to_network(torch.from_numpy(noisy)[None, None])).image
-    denoised = to_hu(image[0, 0].numpy())
+    low_dose = calibrated_low_dose(item, _VALIDATION_DOSE)
+    nowhere = np.zeros(low_dose.shape, np.bool_)
+    denoised = denoise_slice(low_dose, nowhere, network, strength=1.0)
     return (
-        psnr(item.hu, noisy, window_hu=_VALIDATION_WINDOW_HU),
+        psnr(item.hu, low_dose, window_hu=_VALIDATION_WINDOW_HU),
         psnr(item.hu, denoised, window_hu=_VALIDATION_WINDOW_HU),
     )
 
