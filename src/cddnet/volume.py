@@ -41,6 +41,22 @@ class Derivation:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Acquisition:
+    """What the source says of its making, "" where it says nothing.
+
+    Names a patient: never to be printed, logged or written where it was not before.
+    """
+
+    patient_id: str = ""
+    study_uid: str = ""
+    frame_of_reference_uid: str = ""
+    manufacturer: str = ""
+    model: str = ""
+    kernel: str = ""
+    collection: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CTVolume:
     """A CT series in HU, read slice by slice.
 
@@ -53,6 +69,7 @@ class CTVolume:
     thickness_mm: of each slice, None where the format does not say; slices may overlap.
     positions_mm: of each slice along the normal (D,), ascending; empty for even spacing.
     series_uid: names the series; "" where the format has none.
+    acquisition: patient, study and kernel, for those who must know.
     headers: the source's headers, opaque outside the format that read them; None if it has none.
     notes: what a user should know and slice-wise work may ignore.
     volume_problems: what forbids work across slices (gaps, differing frames of reference).
@@ -72,6 +89,7 @@ class CTVolume:
     thickness_mm: float | None = None
     positions_mm: tuple[float, ...] = ()
     series_uid: str = ""
+    acquisition: Acquisition = Acquisition()
     headers: object | None = None
     notes: tuple[str, ...] = ()
     volume_problems: tuple[str, ...] = ()

@@ -7,18 +7,17 @@ import math
 import numpy as np
 import pytest
 
+from cddnet.physics.beam import MU_WATER_PER_MM, Scanner, SliceGeometry
 from cddnet.physics.dose import (
-    MU_WATER_PER_MM,
-    Kernel,
-    Scanner,
-    SliceGeometry,
-    beam_filter,
+    STARVED_PHOTONS,
+    add_noise,
     insert_noise,
+    inserted_noise,
     inserted_variance,
-    line_integrals,
+    measured_noise,
     rng_for,
 )
-from cddnet.physics.projector import ParallelBeam
+from cddnet.physics.kernel import Kernel
 
 SOFT, SHARP = Kernel(cutoff_per_mm=0.70), Kernel(cutoff_per_mm=1.87, boost=0.3)
 
@@ -209,8 +208,8 @@ def test_sharp_kernels_have_finer_and_more_noise():
 def test_any_shape_comes_back_with_noise(shape):
     hu = np.zeros(shape, np.float32)
     low_dose = insert_noise(hu, GEOMETRY, np.random.default_rng(0))
-    assert low_dose.hu.shape == low_dose.depth.shape == shape
-    assert low_dose.hu.dtype == low_dose.depth.dtype == np.float32
+    assert low_dose.hu.shape == shape
+    assert low_dose.hu.dtype == np.float32
     assert np.isfinite(low_dose.hu).all()
     assert low_dose.hu.std() > 0.1
 
@@ -256,39 +255,7 @@ def test_series_and_slice_numbers_do_not_run_together():
     assert rng_for("1.2.3", 4, 51).random() != rng_for("11.2.3", 4, 5).random()
 
 
-# The depth map, the beam filter and the line integrals.
-
-
-def test_depth_at_the_axis_is_the_attenuation_of_the_diameter():
-    depth = insert_noise(WATER, GEOMETRY, np.random.default_rng(0)).depth
-    middle = depth[SIZE // 2 - 1 : SIZE // 2 + 1, SIZE // 2 - 1 : SIZE // 2 + 1].mean()
-    # Its view-average of exp(p) is flat there; the rim of pixels moves p by a pixel at most.
-    assert abs(middle - MU_WATER_PER_MM * 2 * DISC_MM) <= MU_WATER_PER_MM * GEOMETRY.pixel_mm
-
-
-def test_depth_falls_from_the_centre_and_knows_no_noise():
-    first = insert_noise(WATER, GEOMETRY, np.random.default_rng(0))
-    second = insert_noise(WATER, GEOMETRY, np.random.default_rng(1), dose_fraction=0.1)
-    assert np.array_equal(first.depth, second.depth)
-    assert not np.array_equal(first.hu, second.hu)
-    row = first.depth[SIZE // 2]
-    inward = row[12 : SIZE // 2 : 13]  # from inside the rim, 10 mm from it, to the centre
-    assert (np.diff(inward) > 0).all()
-
-
-@pytest.mark.parametrize("bowtie_ratio", [1.0, 10.0])
-def test_depth_of_empty_air_is_that_of_the_bowtie(bowtie_ratio):
-    size, pixel_mm = 129, GEOMETRY.pixel_mm
-    air = np.full((size, size), -1000.0, np.float32)
-    scanner = Scanner(bowtie_ratio=bowtie_ratio)
-    depth = insert_noise(air, GEOMETRY, np.random.default_rng(0), scanner=scanner).depth
-    # The view average of exp(a cos^2) is exp(a / 2) I0(a / 2).
-    half = math.log(bowtie_ratio) * (radius_mm(size, pixel_mm) / 250) ** 2 / 2
-    expected = half + np.log(np.i0(half))
-    inside = radius_mm(size, pixel_mm) < size * pixel_mm / 2
-    # The rays end at the corners of the image; interpolation rings there.
-    assert np.abs(depth - expected)[inside].max() <= 0.01
-    assert (expected[inside].max() > 0.1) == (bowtie_ratio > 1)
+# Photons.
 
 
 def test_fewest_photons_are_those_behind_the_diameter():
@@ -299,18 +266,67 @@ def test_fewest_photons_are_those_behind_the_diameter():
     assert found == pytest.approx(expected, rel=0.05)
 
 
-def test_bowtie_and_modulation_follow_their_closed_forms():
-    beam = ParallelBeam.covering(256, 8)
-    oval = ellipse(256, 2.0, (300.0, 200.0), 0.0)
-    integrals = line_integrals(oval, 2.0, beam)
-    longest = integrals.max(axis=1)
-    assert longest[0] == pytest.approx(MU_WATER_PER_MM * 200, rel=0.02)  # rays run down
-    assert longest[4] == pytest.approx(MU_WATER_PER_MM * 300, rel=0.02)  # rays run across
-    bowtie = beam_filter(integrals, 2.0, beam, Scanner(bowtie_ratio=10.0, bowtie_floor=0.05))
-    middle = beam.channels // 2
-    assert bowtie[:, middle] == pytest.approx(1.0)
-    assert bowtie[0, middle + 125] == pytest.approx(0.1)
-    assert bowtie[0, 0] == pytest.approx(0.05)
-    modulated = beam_filter(integrals, 2.0, beam, Scanner(modulation=0.5))
-    ratio = modulated[4, middle] / modulated[0, middle]
-    assert ratio == pytest.approx(math.exp(0.5 * (longest[4] - longest[0])), rel=1e-5)
+@pytest.mark.parametrize("photons", [4.0, 12.0, 50.0])
+def test_starved_rays_follow_the_law_of_a_direct_measurement(photons, rng):
+    """Thinning a full-dose count is exact: mean and variance of the low-dose logarithm."""
+    # Electronic noise well below the count: below nothing there is no photon left to thin.
+    draws, fraction, electronic_std = 400_000, 0.25, photons / 16
+    assert photons * fraction < STARVED_PHOTONS
+    full = rng.poisson(photons, draws) + rng.normal(0, electronic_std, draws)
+    low = rng.poisson(photons * fraction, draws) + rng.normal(0, electronic_std, draws)
+    direct = -np.log(np.maximum(low, 1.0) / (photons * fraction))
+    measured = np.maximum(full, 1e-3)
+    ours = -np.log(measured / photons) + inserted_noise(measured, electronic_std, fraction, rng)
+    mean_error = direct.std() * math.sqrt(2 / draws)
+    assert abs(ours.mean() - direct.mean()) <= 4 * mean_error
+    fourth = np.mean((direct - direct.mean()) ** 4)
+    variance_error = math.sqrt(2 * (fourth - direct.var() ** 2) / draws)
+    assert abs(ours.var() - direct.var()) <= 4 * variance_error
+
+
+def test_rays_without_photons_saturate_instead_of_failing(rng):
+    noise = inserted_noise(np.full(1000, 1e-8), 0.0, 0.25, rng)
+    # No photon counts as one: the line integral stops at the log of the photons sent.
+    assert noise == pytest.approx(np.log(1e-8 * 0.25), rel=1e-6)
+
+
+def test_starved_rays_are_reported():
+    wide = ellipse(129, 4.0, (480.0, 240.0), 100.0)
+    geometry = SliceGeometry(pixel_mm=4.0)
+    fed = insert_noise(wide, geometry, np.random.default_rng(0), dose_fraction=0.5)
+    dark = Scanner(photons=Scanner().photons / 300)
+    starved = insert_noise(wide, geometry, np.random.default_rng(0), scanner=dark)
+    assert fed.starved == 0 < fed.fewest_photons
+    assert starved.starved > 0.005
+    assert starved.fewest_photons < STARVED_PHOTONS
+    assert np.isfinite(starved.hu).all()
+
+
+# Objects without noise.
+
+
+@pytest.mark.parametrize("electronic_std", [0.0, 15.0])
+@pytest.mark.parametrize("photons", [200.0, 1000.0])
+def test_a_direct_measurement_has_the_variance_of_its_photons(photons, electronic_std, rng):
+    draws = 400_000
+    noise = measured_noise(np.full(draws, photons), electronic_std, rng)
+    expected = 1 / photons + electronic_std**2 / photons**2
+    standard_error = expected * math.sqrt(2 / draws)
+    # The next term of the variance of a logarithm is at most 5/2 of the variance squared.
+    assert abs(noise.var() - expected) <= 4 * standard_error + 2.5 * expected**2
+
+
+def test_full_dose_plus_insertion_is_a_direct_scan_at_the_lower_dose():
+    inside = radius_mm(SIZE, GEOMETRY.pixel_mm) < 0.8 * DISC_MM
+    twice, direct = [], []
+    for seed in range(24):
+        full = add_noise(WATER, GEOMETRY, np.random.default_rng(seed)).hu
+        low = insert_noise(full, GEOMETRY, np.random.default_rng(1000 + seed)).hu
+        twice.append(np.var((low - WATER)[inside], dtype=np.float64))
+        scan = add_noise(WATER, GEOMETRY, np.random.default_rng(2000 + seed), dose_fraction=0.25)
+        direct.append(np.var((scan.hu - WATER)[inside], dtype=np.float64))
+    error = math.sqrt((np.var(twice, ddof=1) + np.var(direct, ddof=1)) / 24)
+    # Beyond the random part only the logarithm: 2.5 over the photons of the darkest ray.
+    dark = add_noise(WATER, GEOMETRY, np.random.default_rng(0), dose_fraction=0.25).fewest_photons
+    assert abs(np.mean(twice) - np.mean(direct)) <= 4 * error + 2.5 / dark * np.mean(direct)
+    assert np.mean(direct) > 1

@@ -8,7 +8,8 @@ import torch
 
 from cddnet.config import NoiseRange, TrainConfig
 from cddnet.intensity.normalise import to_hu
-from cddnet.physics.dose import SliceGeometry, rng_for
+from cddnet.physics.beam import SliceGeometry
+from cddnet.physics.dose import rng_for
 from cddnet.training.pairs import FullDoseSlice, NoisyPairs, noisy
 
 CROP = 64

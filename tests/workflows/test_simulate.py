@@ -5,7 +5,8 @@ import pytest
 
 from cddnet.errors import GeometryError
 from cddnet.formats import read_volume
-from cddnet.physics.dose import SliceGeometry, insert_noise, rng_for
+from cddnet.physics.beam import SliceGeometry
+from cddnet.physics.dose import insert_noise, rng_for
 from cddnet.volume import CTVolume
 from cddnet.workflows.demo import demo_series
 from cddnet.workflows.simulate import simulate_volume

@@ -12,7 +12,8 @@ from cddnet.errors import FormatError
 from cddnet.losses.pixel import absolute, charbonnier, local_mean
 from cddnet.metrics.fidelity import psnr
 from cddnet.models._output import Output
-from cddnet.physics.dose import SliceGeometry, insert_noise, rng_for
+from cddnet.physics.beam import SliceGeometry
+from cddnet.physics.dose import insert_noise, rng_for
 from cddnet.training.pairs import FullDoseSlice, NoisyPairs, Pair
 from cddnet.workflows import train
 

@@ -58,6 +58,14 @@ COMPUTED = frozenset(
 TEXT_PAGES = frozenset({"SCREEN SAVE", "CT_SOM5 PROT", "DOSE REPORT", "DOSE_INFO"})
 
 
+def joined_text(header: Dataset, keyword: str) -> str:
+    """A header value as text, several joined by a backslash, "" where it is absent or empty."""
+    value = header.get(keyword)
+    if value is None or isinstance(value, str):
+        return str(value or "").strip()
+    return "\\".join(str(item).strip() for item in value)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scanned:
     """One DICOM file without its pixels, and where they are; `pixels` is None where none were seen.

@@ -13,7 +13,14 @@ from pydicom.uid import UID, MediaStorageDirectoryStorage
 
 from cddnet.errors import DicomError, SeriesChoiceError
 from cddnet.formats import head_of
-from cddnet.formats._dicom_frames import Frame, Scanned, frames_of, image_type, is_localizer
+from cddnet.formats._dicom_frames import (
+    Frame,
+    Scanned,
+    frames_of,
+    image_type,
+    is_localizer,
+    joined_text,
+)
 from cddnet.formats._dicom_pixels import find_pixels, quiet, transfer_syntax_of
 
 # A data set without preamble starts with a low tag of the lowest groups, in either byte order.
@@ -93,7 +100,7 @@ class Series:
             slices=len(self.frames) or len(self.files),
             size=f"{rows} x {columns}" if rows and columns else "",
             thickness_mm=self.frames[0].thickness_mm if self.frames else None,
-            kernel=_kernel(first.header),
+            kernel=joined_text(first.header, "ConvolutionKernel"),
             image_type="\\".join(image_type(first.header)),
             unfit=self.unfit,
         )
@@ -231,10 +238,3 @@ def read_header(path: Path) -> Scanned | None:
 
 def _media_class(header: Dataset) -> UID:
     return UID(str(getattr(header, "file_meta", Dataset()).get("MediaStorageSOPClassUID", "")))
-
-
-def _kernel(header: Dataset) -> str:
-    value = header.get("ConvolutionKernel")
-    if value is None or isinstance(value, str):
-        return str(value or "").strip()
-    return "\\".join(str(item).strip() for item in value)

@@ -18,9 +18,11 @@ from cddnet.formats._derived import write_derived
 from cddnet.formats._dicom_frames import (
     DicomHeaders,
     Frame,
+    group_item,
     image_type,
     is_enhanced,
     is_lossy,
+    joined_text,
     require_pixels,
 )
 from cddnet.formats._dicom_geometry import stack
@@ -32,7 +34,7 @@ from cddnet.formats._dicom_scan import (
     find_series,
     looks_like_dicom,
 )
-from cddnet.volume import CTVolume
+from cddnet.volume import Acquisition, CTVolume
 
 __all__ = ["FOLDER", "SUFFIXES", "DicomHeaders", "list_series", "read", "recognises", "write"]
 
@@ -79,6 +81,7 @@ def read(path: Path, options: ReadOptions) -> CTVolume:
         thickness_mm=_one_thickness_mm(slices.frames),
         positions_mm=slices.positions_mm,
         series_uid=chosen.uid,
+        acquisition=_acquisition(slices.frames[0]),
         headers=headers,
         notes=notes,
         volume_problems=slices.problems,
@@ -126,6 +129,20 @@ def _one_thickness_mm(frames: Sequence[Frame]) -> float | None:
     """Thickness of every slice; None where it is unknown or differs, which a note then says."""
     found = {frame.thickness_mm for frame in frames}
     return found.pop() if len(found) == 1 else None
+
+
+def _acquisition(frame: Frame) -> Acquisition:
+    header = frame.header
+    recon = group_item(header, frame.index, "CTReconstructionSequence")
+    return Acquisition(
+        patient_id=joined_text(header, "PatientID"),
+        study_uid=joined_text(header, "StudyInstanceUID"),
+        frame_of_reference_uid=joined_text(header, "FrameOfReferenceUID"),
+        manufacturer=joined_text(header, "Manufacturer"),
+        model=joined_text(header, "ManufacturerModelName"),
+        kernel=joined_text(header, "ConvolutionKernel") or joined_text(recon, "ConvolutionKernel"),
+        collection=joined_text(header, "ClinicalTrialProtocolID"),
+    )
 
 
 def _content_notes(frames: Sequence[Frame]) -> list[str]:

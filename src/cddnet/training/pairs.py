@@ -15,16 +15,10 @@ from torch.utils.data import IterableDataset
 
 from cddnet.config import NoiseRange, TrainConfig
 from cddnet.intensity.normalise import to_network
-from cddnet.physics.dose import (
-    DEFAULT_SCANNER,
-    SCANNER_FLOOR_HU,
-    Kernel,
-    LowDose,
-    Scanner,
-    SliceGeometry,
-    insert_noise,
-    rng_for,
-)
+from cddnet.physics.beam import DEFAULT_SCANNER, Scanner, SliceGeometry
+from cddnet.physics.depth import radiological_depth
+from cddnet.physics.dose import SCANNER_FLOOR_HU, insert_noise, rng_for
+from cddnet.physics.kernel import Kernel
 
 # Body against air and lung; a crop needs a fifth of it.
 _BODY_HU = -300.0
@@ -47,6 +41,13 @@ class Pair(NamedTuple):
     low_dose: Tensor
     full_dose: Tensor
     depth: Tensor
+
+
+class NoisySlice(NamedTuple):
+    """hu: (H, W), cut at the scanner's floor.  depth: (H, W) radiological depth of that slice."""
+
+    hu: NDArray[np.float32]
+    depth: NDArray[np.float32]
 
 
 class NoisyPairs(IterableDataset[Pair]):
@@ -73,28 +74,33 @@ class NoisyPairs(IterableDataset[Pair]):
             yield _crop(source.hu, low_dose, self._config.crop, rng)
 
 
-def noisy(source: FullDoseSlice, noise: NoiseRange, rng: np.random.Generator) -> LowDose:
-    """The slice with noise drawn from the ranges, cut at the scanner's floor."""
+def noisy(source: FullDoseSlice, noise: NoiseRange, rng: np.random.Generator) -> NoisySlice:
+    """The slice with noise drawn from the ranges, and the depth that the noisy slice shows."""
     sharp = rng.random() < noise.sharp_share
     cutoff = noise.sharp_cutoff_per_mm if sharp else noise.soft_cutoff_per_mm
-    dose = float(np.exp(rng.uniform(*np.log(noise.dose_fraction))))
+    drawn = float(np.exp(rng.uniform(*np.log(noise.dose_fraction))))
+    dose_fraction = 1.0 if rng.random() < noise.full_dose_share else drawn
+    scanner = Scanner(
+        photons=DEFAULT_SCANNER.photons * float(np.exp(rng.uniform(*np.log(noise.photons)))),
+        electronic_std=rng.uniform(*noise.electronic_std),
+        bowtie_ratio=rng.uniform(*noise.bowtie_ratio),
+        modulation=rng.uniform(*noise.modulation),
+    )
+    kernel = Kernel(
+        cutoff_per_mm=rng.uniform(*cutoff),
+        boost=rng.uniform(*noise.sharp_boost) if sharp else 0.0,
+    )
     inserted = insert_noise(
         source.hu,
         source.geometry,
         rng,
-        dose_fraction=1.0 if rng.random() < noise.full_dose_share else dose,
-        scanner=Scanner(
-            photons=DEFAULT_SCANNER.photons * float(np.exp(rng.uniform(*np.log(noise.photons)))),
-            electronic_std=rng.uniform(*noise.electronic_std),
-            bowtie_ratio=rng.uniform(*noise.bowtie_ratio),
-            modulation=rng.uniform(*noise.modulation),
-        ),
-        kernel=Kernel(
-            cutoff_per_mm=rng.uniform(*cutoff),
-            boost=rng.uniform(*noise.sharp_boost) if sharp else 0.0,
-        ),
+        dose_fraction=dose_fraction,
+        scanner=scanner,
+        kernel=kernel,
     )
-    return inserted._replace(hu=np.maximum(inserted.hu, SCANNER_FLOOR_HU))
+    hu = np.maximum(inserted.hu, np.float32(SCANNER_FLOOR_HU))
+    depth = radiological_depth(hu, source.geometry, dose_fraction=dose_fraction, scanner=scanner)
+    return NoisySlice(hu, depth)
 
 
 def calibrated_low_dose(source: FullDoseSlice, dose_fraction: float) -> NDArray[np.float32]:
@@ -108,7 +114,7 @@ def calibrated_low_dose(source: FullDoseSlice, dose_fraction: float) -> NDArray[
 
 
 def _crop(
-    full_dose_hu: NDArray[np.float32], low_dose: LowDose, crop: int, rng: np.random.Generator
+    full_dose_hu: NDArray[np.float32], low_dose: NoisySlice, crop: int, rng: np.random.Generator
 ) -> Pair:
     height, width = full_dose_hu.shape
     for _ in range(_TRIES):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cddnet.errors import GeometryError
 from cddnet.intensity.hu import air_for_padding
-from cddnet.physics.dose import SliceGeometry
+from cddnet.physics.beam import SliceGeometry
 from cddnet.training.pairs import FullDoseSlice
 from cddnet.volume import CTVolume
 

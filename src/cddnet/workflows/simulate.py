@@ -6,13 +6,9 @@ import numpy as np
 
 from cddnet import __version__
 from cddnet.intensity.hu import air_for_padding
-from cddnet.physics.dose import (
-    DEFAULT_SCANNER,
-    SCANNER_FLOOR_HU,
-    SOFT_KERNEL,
-    insert_noise,
-    rng_for,
-)
+from cddnet.physics.beam import DEFAULT_SCANNER
+from cddnet.physics.dose import SCANNER_FLOOR_HU, insert_noise, rng_for
+from cddnet.physics.kernel import SOFT_KERNEL
 from cddnet.training.slices import calibrated_geometry
 from cddnet.volume import CTVolume, Derivation, SliceHU
 
