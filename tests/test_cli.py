@@ -28,9 +28,46 @@ OPTIONS = {
         "--image-type",
         "--json",
     ],
+    "simulate": [
+        "source",
+        "output",
+        "--dose",
+        "--seed",
+        "--kernel",
+        "--electronic",
+        "--series",
+        "--window",
+        "--json",
+    ],
+    "depth": ["source", "output", "--dose", "--kernel", "--series", "--window", "--json"],
+    "export": ["source", "output", "--window", "--format", "--bits", "--series", "--json"],
     "info": ["source", "--json"],
     "models": ["--json"],
     "demo": ["output", "--model", "--strength", "--device", "--json"],
+    "prepare": [
+        "source",
+        "out",
+        "--layout",
+        "--split",
+        "--seed",
+        "--patients",
+        "--collection",
+        "--window",
+        "--patient-pattern",
+        "--check",
+        "--json",
+    ],
+    "phantom": [
+        "output",
+        "--kind",
+        "--slices",
+        "--dose",
+        "--seed",
+        "--kernel",
+        "--pixel",
+        "--size",
+        "--json",
+    ],
     "train": ["recipe", "--data", "--out"],
 }
 
@@ -102,6 +139,13 @@ def test_version_and_help(cddnet):
         ("denoise", "a", "b", "--window", "3"),
         ("denoise", "a", "b", "--image-type", "ORIGINAL"),
         ("train", "recipe.yaml"),
+        ("prepare", "a"),
+        ("prepare", "a", "b", "--check"),
+        ("prepare", "a", "b", "--layout", "flat"),
+        ("prepare", "a", "b", "--split", "1/0/0", "--patients", "p.yaml"),
+        ("depth", "a", "b", "--dose", "1.5"),
+        ("export", "a", "b"),
+        ("export", "a", "b", "--window", "0", "80", "--format", "gif"),
     ],
 )
 def test_wrong_usage_exits_with_2(cddnet, arguments):
@@ -213,3 +257,31 @@ def test_denoise_writes_what_the_library_computes(cddnet, series, tiny_weights, 
     assert code == 1
     assert "choose another name" in err
     assert target.read_bytes() == written
+
+
+def test_export_and_depth_say_what_they_wrote(cddnet, series, tmp_path):
+    source, hu = series
+    code, out, err = cddnet("export", source, tmp_path / "grey", "--window", -50, 130, "--json")
+    assert (code, err) == (0, "")
+    record = json.loads(out)
+    assert (record["slices"], record["bits"], record["window_hu"]) == (2, 8, [-50.0, 130.0])
+    back = read_volume(tmp_path / "grey", window_hu=(-50, 130)).hu
+    assert np.abs(back - np.clip(hu, -50, 130)).max() <= record["level_hu"] / 2 + 1e-3
+    code, out, _ = cddnet(
+        "export", source, tmp_path / "jpeg", "--window", 0, 80, "--format", "jpeg"
+    )
+    assert code == 0
+    assert "window [0, 80] HU, 8 bits jpeg" in out
+    assert "not for measurement" in out
+    code, out, err = cddnet("depth", source, tmp_path / "maps", "--kernel", "soft", "--json")
+    assert (code, err) == (0, "")
+    record = json.loads(out)
+    noise = np.load(tmp_path / "maps" / record["files"][1])
+    assert record["noise_range_hu"] == [noise.min(), noise.max()]
+    assert record["basis"]
+    code, out, _ = cddnet("depth", source, tmp_path / "again", "--kernel", "soft", "--dose", 0.25)
+    assert code == 0
+    assert "25% of the source's dose" in out
+    code, _, err = cddnet("depth", source, tmp_path / "again")
+    assert code == 1
+    assert "choose another name" in err

@@ -47,7 +47,6 @@ def test_what_is_written_is_what_is_read(tmp_path):
         ({"split": "s", "loss": {"image": -1}}, "loss.image"),
         ({"split": "s", "crop": 100}, "crop"),
         ({"split": "s", "steps": 0}, "steps"),
-        ({"steps": 5}, "split"),
         ("just a sentence", "file"),
         ("a: [1", "YAML"),
         ("", "file"),
@@ -59,7 +58,7 @@ def test_what_is_wrong_is_named(tmp_path, values, named):
 
 def test_every_wrong_key_is_named_at_once(tmp_path):
     message = refusal(written(tmp_path, {"spilt": "s", "stepps": 3}), TrainConfig)
-    assert all(word in message for word in ("spilt", "stepps", "split"))
+    assert all(word in message for word in ("spilt", "stepps"))
 
 
 def test_a_missing_file_is_refused(tmp_path):

@@ -27,7 +27,16 @@ FENCES = {
 }
 LATE = {"torch": {"metrics/perceptual.py", "cli.py"}}
 # A public file in models/ or metrics/ would be a plug-in; what packages above share is named here.
-SHARED = {"models._cards", "models._output", "models._weights", "metrics._body"}
+SHARED = {
+    "formats._atomic",
+    "formats._new_series",
+    "formats._parametric",
+    "formats._sidecar",
+    "metrics._body",
+    "models._cards",
+    "models._output",
+    "models._weights",
+}
 
 
 def imports(node, late=False, typing=False):

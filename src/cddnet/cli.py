@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cddnet import __version__
 from cddnet.errors import CddnetError
+
+if TYPE_CHECKING:
+    from cddnet.training.manifest import Manifest
 
 app = typer.Typer(
     name="cddnet",
@@ -33,7 +36,25 @@ class ImageType(str, Enum):
     primary = "PRIMARY"
 
 
+class Layout(str, Enum):
+    """How the folders of a data set are named."""
+
+    auto = "auto"
+    mayo2016 = "mayo2016"
+    tcia_ldct = "tcia-ldct"
+    tree = "tree"
+    in_gt = "in-gt"
+
+
+class Picture(str, Enum):
+    """What `export` writes."""
+
+    png = "png"
+    jpeg = "jpeg"
+
+
 Input = Annotated[Path, typer.Argument(help="A CT file or a folder of one.", show_default=False)]
+NewFolder = Annotated[Path, typer.Argument(help="A new folder.", show_default=False)]
 Model = Annotated[str, typer.Option(help="A shipped name or a .safetensors file.")]
 Strength = Annotated[
     float | None,
@@ -46,6 +67,9 @@ Series = Annotated[
 WindowHU = Annotated[
     tuple[float, float] | None,
     typer.Option("--window", metavar="LOW HIGH", help="HU that 8- or 16-bit pictures stand for."),
+]
+Kernel = Annotated[
+    str, typer.Option(help="auto (from the series' own noise), soft, sharp or a tag such as B40f.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -87,6 +111,118 @@ def denoise(
     for note in volume.notes:
         typer.echo(f"note: {note}")
     typer.echo(f"{output}: {volume.shape[0]} slices, {step.label}. Research use only.")
+
+
+@app.command()
+def simulate(
+    source: Input,
+    output: Annotated[Path, typer.Argument(help="A new folder (DICOM) or file.")],
+    dose: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Fraction of the source's own dose.")
+    ] = 0.25,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    kernel: Kernel = "auto",
+    electronic: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Electronic noise, photons per reading; default: calibrated."),
+    ] = None,
+    series: Series = None,
+    window: WindowHU = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take a CT series to a fraction of its dose: noise of its own texture and level is added."""
+    from cddnet.workflows.simulate import SimulateOptions, simulate_file
+
+    options = SimulateOptions(
+        dose_fraction=dose,
+        seed=seed,
+        kernel=kernel,
+        electronic_std=electronic,
+        series=series,
+        window_hu=window,
+    )
+    with _progress() as show:
+        result = simulate_file(
+            source, output, options, lambda done, total: show("simulating", done, total)
+        )
+    step = result.volume.derivation[-1]
+    if as_json:
+        photons = {"fewest": result.fewest_photons, "starved_slices": result.starved_slices}
+        record = {"output": str(output), "slices": result.volume.shape[0]}
+        record |= {"source": result.source.basis, "starved_share": result.starved}
+        _print_json(record | {"photons": photons, "parameters": dict(step.parameters)})
+        return
+    typer.echo(f"source: {result.source.basis}")
+    for note in filter(None, (*result.volume.notes, result.starvation)):
+        typer.echo(f"note: {note}")
+    typer.echo(f"{output}: {result.volume.shape[0]} slices, {step.label}. Research use only.")
+
+
+@app.command()
+def depth(
+    source: Input,
+    output: NewFolder,
+    dose: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Fraction of the source's own dose.")
+    ] = 1.0,
+    kernel: Kernel = "auto",
+    series: Series = None,
+    window: WindowHU = None,
+    as_json: AsJson = False,
+) -> None:
+    """Map how deep each pixel lies for the X-rays and how noisy that makes it: maps and PNG."""
+    from cddnet.workflows.depth import DepthOptions, depth_file
+
+    options = DepthOptions(dose_fraction=dose, kernel=kernel, series=series, window_hu=window)
+    with _progress() as show:
+        result = depth_file(source, output, options, show)
+    if as_json:
+        _print_json({"output": str(output), "dose_fraction": dose} | result._asdict())
+        return
+    for note in result.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"source: {result.basis}")
+    (low, high), (quiet, noisy) = result.depth_range, result.noise_range_hu
+    typer.echo(
+        f"{result.slices} slices, {dose:.0%} of the source's dose: radiological depth {low:.2f} to "
+        f"{high:.2f}, predicted noise {quiet:.1f} to {noisy:.1f} HU, in the body "
+        f"{result.body_noise_hu:.1f} HU (median of the slices' medians)"
+    )
+    typer.echo(f"{output}: {', '.join(result.files)} and png/. Research use only.")
+
+
+@app.command()
+def export(
+    source: Input,
+    output: NewFolder,
+    window: Annotated[
+        tuple[float, float],
+        typer.Option(metavar="LOW HIGH", help="HU of black and white.", show_default=False),
+    ],
+    picture: Annotated[Picture, typer.Option("--format", help="jpeg is lossy.")] = Picture.png,
+    bits: Annotated[int, typer.Option(help="8, or 16 for png.")] = 8,
+    series: Series = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write every slice as a grey picture of a window, rounded to the nearest level."""
+    from cddnet.workflows.export import ExportOptions, export_file
+
+    options = ExportOptions(window_hu=window, picture=picture.value, bits=bits, series=series)
+    with _progress() as show:
+        result = export_file(
+            source, output, options, lambda done, total: show("exporting", done, total)
+        )
+    if as_json:
+        chosen = {"window_hu": window, "format": picture.value, "bits": bits}
+        _print_json({"output": str(output)} | chosen | result._asdict())
+        return
+    for note in result.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"lost: {result.lost}")
+    typer.echo(
+        f"{output}: {result.slices} slices, window [{window[0]:g}, {window[1]:g}] HU, {bits} bits "
+        f"{picture.value}. Research use only."
+    )
 
 
 @app.command()
@@ -171,9 +307,150 @@ def demo(
 
 
 @app.command()
+def prepare(
+    source: Annotated[Path, typer.Argument(help="Folder of a data set.", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Argument(help="A new folder, or one that was begun.", show_default=False),
+    ] = None,
+    layout: Annotated[Layout, typer.Option(help="auto tells it by the folders' names.")] = (
+        Layout.auto
+    ),
+    split: Annotated[
+        str | None,
+        typer.Option(help="Shares of patients: training/validation/test; default 0.8/0.1/0.1."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the order of patients.")] = 0,
+    patients: Annotated[
+        Path | None,
+        typer.Option(help="A YAML file that names patients, folders and sides, see configs/."),
+    ] = None,
+    collection: Annotated[
+        list[str] | None, typer.Option(help='"Name, licence, DOI" of the source; repeatable.')
+    ] = None,
+    window: WindowHU = None,
+    patient_pattern: Annotated[
+        str | None, typer.Option(help="One group in a picture's name: the patient.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only verify the set in SOURCE.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Build a training set: pairs by position, split by patient, checked for leaks; or --check."""
+    if check == (out is not None):
+        raise typer.BadParameter("give SOURCE and OUT, or the prepared folder alone and --check.")
+    if patients is not None and split is not None:
+        raise typer.BadParameter("--patients names the sides itself; leave --split out.")
+    if out is None:
+        from cddnet.training.store import verify
+
+        _show_prepared(source, verify(source).manifest, as_json, checked=True)
+        return
+    from cddnet.workflows.prepare import PrepareOptions, prepare, split_shares
+
+    chosen = {} if split is None else {"split": split_shares(split)}
+    options = PrepareOptions(
+        layout=layout.value,
+        seed=seed,
+        patients=patients,
+        collections=tuple(collection or ()),
+        window_hu=window,
+        patient_pattern=patient_pattern,
+        **chosen,
+    )
+    with _progress() as show:
+        result = prepare(source, out, options, show)
+    for doubt in () if as_json else result.doubts:
+        typer.echo(f"warning: one patient under two names? {doubt}")
+    for kind, count in () if as_json else result.left_out:
+        typer.echo(f"left out: {count} slices or files, {kind}; see {out / 'left_out.csv'}")
+    if result.was_finished and not as_json:
+        typer.echo("This set was finished before; nothing was done.")
+    record = {"left_out": dict(result.left_out), "doubts": result.doubts}
+    _show_prepared(out, result.manifest, as_json, **record)
+
+
+def _show_prepared(folder: Path, manifest: Manifest, as_json: bool, **record: object) -> None:
+    sides = {}
+    for side in ("train", "validation", "test"):
+        series = manifest.of_side(side)
+        sides[side] = {
+            "patients": len({item.patient_digest for item in series}),
+            "series": len(series),
+            "slices": sum(item.shape[0] for item in series),
+            "real_pairs": sum(item.shape[0] for item in series if item.low_file),
+        }
+    if as_json:
+        about = {"layout": manifest.layout, "collections": manifest.collections}
+        _print_json({"output": str(folder)} | about | record | {"sides": sides})
+        return
+    for warning in manifest.warnings:
+        typer.echo(f"warning: {warning}")
+    if not manifest.collections:
+        typer.echo("warning: no collection is stated; give --collection 'name, licence, DOI'")
+    for name, counts in sides.items():
+        typer.echo(f"{name:12}" + "  ".join(f"{count} {what}" for what, count in counts.items()))
+    verified = ", every file as it was written" if record.get("checked") else ""
+    typer.echo(f"{folder}: layout {manifest.layout}, no patient on two sides{verified}.")
+
+
+@app.command()
+def phantom(
+    output: NewFolder,
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="water, water-200, water-400, thorax, abdomen, shoulder, low-contrast, rods or "
+            "inserts."
+        ),
+    ] = "abdomen",
+    slices: Annotated[int, typer.Option(min=1, help="They differ in their noise alone.")] = 8,
+    dose: Annotated[
+        float | None,
+        typer.Option(help="Fraction of the calibrated full dose; default: no noise."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    kernel: Annotated[str, typer.Option(help="Of the noise: soft or sharp.")] = "soft",
+    pixel: Annotated[
+        float | None, typer.Option(help="Pixel pitch, mm; default: the phantom fits the image.")
+    ] = None,
+    size: Annotated[int, typer.Option(min=1, help="Pixels on each side.")] = 512,
+    as_json: AsJson = False,
+) -> None:
+    """Make a phantom whose true HU are known: a DICOM series, and its truth in truth.json."""
+    from cddnet.workflows.phantom import PhantomOptions, write_phantom
+
+    options = PhantomOptions(
+        kind=kind,
+        slices=slices,
+        dose_fraction=dose,
+        seed=seed,
+        kernel=kernel,
+        pixel_mm=pixel,
+        size=size,
+    )
+    with _progress() as show:
+        result = write_phantom(output, options, lambda done, total: show("drawing", done, total))
+    if as_json:
+        _print_json({"output": str(output)} | result._asdict())
+        return
+    if result.starved:
+        typer.echo(
+            f"note: {result.starved:.2%} of the rays are starved (fewer than 25 photons, at least "
+            f"{result.fewest_photons:.3g}); their mean is shifted"
+        )
+    typer.echo(
+        f"{result.series}: {result.slices} slices, {result.label}, pixels of "
+        f"{result.pixel_mm:.4g} mm; {len(result.regions)} regions in {result.truth}. "
+        "Research use only."
+    )
+
+
+@app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="A YAML file, see configs/.")],
-    data: Annotated[Path, typer.Option(help="Folder of the series named in the patient split.")],
+    data: Annotated[
+        Path, typer.Option(help="A prepared set, or the folder of the series in the split.")
+    ],
     out: Annotated[Path, typer.Option(help="A new folder for weights, card and log.")],
 ) -> None:
     """Train a network on full-dose series; low dose is simulated on the way."""

@@ -61,7 +61,9 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
 
     model: str = Field("cddnet", description="a file name in models/")
     options: dict[str, int | float | str] = Field({}, description="options of the model")
-    split: str = Field(description="patient split, relative to the recipe")
+    split: str | None = Field(
+        None, description="patient split, relative to the recipe; a prepared set has its own"
+    )
     steps: int = Field(12_000, gt=0, description="optimiser steps")
     crop: int = Field(256, multiple_of=64, description="pixels per side")
     crops_per_slice: int = Field(2, gt=0, description="crops taken of one noisy slice")

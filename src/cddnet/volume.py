@@ -29,6 +29,7 @@ class Derivation:
     weights_sha256: of the network, empty when none took part.
     neighbours: slices used on each side of the one derived.
     image_type: value 2 of the DICOM ImageType, SECONDARY by the letter, PRIMARY as a site option.
+    timeless: headers do not say when the step ran, so that the same input gives the same bytes.
     """
 
     label: str
@@ -38,6 +39,7 @@ class Derivation:
     weights_sha256: str = ""
     neighbours: int = 0
     image_type: str = "SECONDARY"
+    timeless: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,11 +24,12 @@ def test_bowtie_and_modulation_follow_their_closed_forms():
     longest = integrals.max(axis=1)
     assert longest[0] == pytest.approx(MU_WATER_PER_MM * 200, rel=0.02)  # rays run down
     assert longest[4] == pytest.approx(MU_WATER_PER_MM * 300, rel=0.02)  # rays run across
-    bowtie = beam_filter(integrals, 2.0, beam, Scanner(bowtie_ratio=10.0, bowtie_floor=0.05))
+    distances_mm = beam.positions * 2.0
+    bowtie = beam_filter(integrals, distances_mm, Scanner(bowtie_ratio=10.0, bowtie_floor=0.05))
     middle = beam.channels // 2
     assert bowtie[:, middle] == pytest.approx(1.0)
     assert bowtie[0, middle + 125] == pytest.approx(0.1)
     assert bowtie[0, 0] == pytest.approx(0.05)
-    modulated = beam_filter(integrals, 2.0, beam, Scanner(modulation=0.5))
+    modulated = beam_filter(integrals, distances_mm, Scanner(modulation=0.5))
     ratio = modulated[4, middle] / modulated[0, middle]
     assert ratio == pytest.approx(math.exp(0.5 * (longest[4] - longest[0])), rel=1e-5)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from cddnet.formats import read_volume
+from cddnet.physics import phantom
 from cddnet.physics.beam import MU_WATER_PER_MM, Scanner, SliceGeometry
 from cddnet.physics.depth import (
     euclidean_depth,
@@ -15,6 +17,7 @@ from cddnet.physics.depth import (
 )
 from cddnet.physics.dose import add_noise, insert_noise
 from cddnet.physics.kernel import Kernel
+from cddnet.workflows.demo import demo_series
 
 GEOMETRY = SliceGeometry(pixel_mm=1.5)
 SIZE, DISC_MM = 128, 80.0
@@ -116,6 +119,35 @@ def test_depth_predicts_the_noise_where_distance_does_not(oval_with_lungs):
     # 40 realisations know a standard deviation to 1 / sqrt(78); the kernel spans a few rays, over
     # which the prediction takes the noise as constant: 5 % in all.
     assert np.median(measured[body] / predicted[body]) == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "name", ["abdomen", "thorax", "shoulder", "first demo slice", "last demo slice"]
+)
+def test_depth_predicts_the_noise_of_bodies(name):
+    """40 realisations, smoothed over 3 pixels; the depth of the noisy slice does as well."""
+    if name in phantom.names():
+        made = phantom.build(name)
+        geometry = SliceGeometry(pixel_mm=made.field_mm / 320)
+        hu = phantom.render(made, 320, geometry.pixel_mm)
+    else:
+        volume = read_volume(demo_series())
+        blocks = volume.read_slice(0 if name.startswith("first") else 11).reshape(256, 2, 256, 2)
+        hu = blocks.mean(axis=(1, 3))
+        geometry = SliceGeometry(pixel_mm=2 * volume.spacing_mm[1])
+    measured = noise_map(hu, geometry)
+    distance = euclidean_depth(hu, geometry.pixel_mm)
+    body = ndimage.binary_erosion(distance > 0, iterations=5)
+    depth = radiological_depth(hu, geometry, dose_fraction=0.25)
+    predicted = predicted_noise_hu(depth, geometry, dose_fraction=0.25)
+    correlation, rival = (
+        np.corrcoef(values[body], measured[body])[0, 1] for values in (predicted, distance)
+    )
+    assert correlation >= 0.95
+    assert rival < correlation - 0.03
+    noisy = insert_noise(hu, geometry, np.random.default_rng(0)).hu
+    seen = radiological_depth(noisy, geometry, dose_fraction=0.25)
+    assert np.corrcoef(seen[body], depth[body])[0, 1] >= 0.999
 
 
 def test_predicted_noise_goes_with_one_over_root_dose_thickness_and_photons(oval_with_lungs):

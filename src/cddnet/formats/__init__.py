@@ -76,8 +76,10 @@ def read_all_series(path: str | Path) -> tuple[CTVolume, ...]:
     """Every CT series of a file or folder, in the order in which a choice would list them."""
     try:
         return (read_volume(path),)
-    except SeriesChoiceError as several:
-        return tuple(read_volume(path, series=uid) for uid, _ in several.choices)
+    except SeriesChoiceError:
+        from cddnet.formats import dicom
+
+        return dicom.read_all(Path(path))
 
 
 def write_volume(

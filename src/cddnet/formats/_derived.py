@@ -40,7 +40,7 @@ def write_derived(volume: CTVolume, path: Path) -> None:
     Raises FormatError for a volume without DICOM source, without any processing step, of another
     shape than its source, or with values that cannot be stored.
     """
-    headers = _source_of(volume, path)
+    headers = source_of(volume, path)
     one_file = path.suffix.lower() == ".dcm"
     if one_file and not headers.enhanced and len(headers.frames) > 1:
         raise FormatError(
@@ -64,7 +64,7 @@ def write_derived(volume: CTVolume, path: Path) -> None:
         _write(volume, headers, recipe, names)
 
 
-def _source_of(volume: CTVolume, path: Path) -> DicomHeaders:
+def source_of(volume: CTVolume, path: Path) -> DicomHeaders:
     headers = volume.headers
     if not isinstance(headers, DicomHeaders):
         raise FormatError(
@@ -95,7 +95,7 @@ def _write(volume: CTVolume, headers: DicomHeaders, recipe: Recipe, files: list[
 
 
 @contextmanager
-def _damage_named(name: str) -> Iterator[None]:
+def damage_named(name: str) -> Iterator[None]:
     """What pydicom raises over a damaged header element, as a sentence without the element."""
     try:
         yield
@@ -114,7 +114,7 @@ def _write_classic(
     index, hu = result
     frame = headers.frames[index]
     stored = derived_stored(frame, headers.read_stored(index), hu)
-    with quiet(), _damage_named(frame.name):
+    with quiet(), damage_named(frame.name):
         header = derived_header(frame.header, recipe)
         header.SOPInstanceUID = recipe.sop_uid(index)
         sources = recipe.sources(index)
@@ -127,11 +127,11 @@ def _write_classic(
         set_pixel_extremes(header, stored)
         pixels = _little_endian(stored)
         header.add_new("PixelData", "OW", pixels + b"\x00" * (len(pixels) % 2))
-        _save(header, file, recipe)
+        save_dicom(header, file, recipe)
 
 
 def _write_enhanced(volume: CTVolume, headers: DicomHeaders, recipe: Recipe, file: Path) -> None:
-    with quiet(), _damage_named(headers.frames[0].name):
+    with quiet(), damage_named(headers.frames[0].name):
         header = _enhanced_header(headers, recipe)
         source = headers.frames[0].header
         length = frame_bytes(source) * len(headers.frames)
@@ -141,7 +141,7 @@ def _write_enhanced(volume: CTVolume, headers: DicomHeaders, recipe: Recipe, fil
                 f"{len(headers.frames)} frames are too much for one uncompressed DICOM file; "
                 "ask for the source as one file per slice."
             )
-        _save(header, file, recipe)
+        save_dicom(header, file, recipe)
     with file.open("ab") as output:
         output.write(b"\xe0\x7f\x10\x00OW\x00\x00" + padded.to_bytes(4, "little"))
         _append_frames(volume, headers, output)
@@ -207,7 +207,7 @@ def _little_endian(stored: Stored) -> bytes:
     return np.ascontiguousarray(stored, dtype=stored.dtype.newbyteorder("<")).tobytes()
 
 
-def _save(header: Dataset, file: Path, recipe: Recipe) -> None:
+def save_dicom(header: Dataset, file: Path, recipe: Recipe) -> None:
     header.file_meta = file_meta(header, recipe.steps[-1].version)
     header.preamble = b"\x00" * 128
     dcmwrite(

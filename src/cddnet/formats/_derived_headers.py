@@ -71,7 +71,8 @@ class Recipe:
     def __init__(self, steps: Sequence[Derivation], headers: DicomHeaders) -> None:
         self.steps = tuple(steps)
         self.frames = headers.frames
-        self.now = datetime.now(_timezone(headers.frames[0].header))
+        timeless = all(step.timeless for step in self.steps)
+        self.now = None if timeless else datetime.now(_timezone(headers.frames[0].header))
         self.neighbours = sum(step.neighbours for step in self.steps)
         self._text = json.dumps([asdict(step) for step in self.steps], sort_keys=True)
         sources = [f"{frame.sop_uid}/{frame.index}" for frame in self.frames]
@@ -130,10 +131,7 @@ def derived_header(source: Dataset, recipe: Recipe) -> Dataset:
     header.SeriesNumber = recipe.series_number()
     first = recipe.frames[0].header
     header.SeriesDescription = _series_description(_text(first, "SeriesDescription"), recipe.steps)
-    date, time = recipe.now.strftime("%Y%m%d"), recipe.now.strftime("%H%M%S.%f")
-    for event in ("InstanceCreation", "Content", "Series"):
-        setattr(header, f"{event}Date", date)
-        setattr(header, f"{event}Time", time)
+    _set_times(header, recipe.now)
     header.DerivationDescription = _derivation_description(source, recipe.steps)
     header.ImageComments = _joined(_text(source, "ImageComments"), RESEARCH_COMMENT, "LT")
     if _text(source, "BurnedInAnnotation") != "YES":
@@ -200,6 +198,16 @@ def file_meta(header: Dataset, version: str) -> FileMetaDataset:
     meta.ImplementationClassUID = uid.UID(IMPLEMENTATION_UID)
     meta.ImplementationVersionName = _ascii(f"CDDNET_{version}")[:16]
     return meta
+
+
+def _set_times(header: Dataset, now: datetime | None) -> None:
+    if now is None:
+        for keyword in ("InstanceCreationDate", "InstanceCreationTime"):
+            header.pop(keyword, None)
+        return
+    for event in ("InstanceCreation", "Content", "Series"):
+        setattr(header, f"{event}Date", now.strftime("%Y%m%d"))
+        setattr(header, f"{event}Time", now.strftime("%H%M%S.%f"))
 
 
 def _drop_untrue(header: Dataset) -> None:
@@ -295,7 +303,7 @@ def _set_padding_vr(header: Dataset, frame: Frame) -> None:
         header.add_new(keyword, "SS" if signed else "US", value)
 
 
-def _equipment(step: Derivation, now: datetime) -> Dataset:
+def _equipment(step: Derivation, now: datetime | None) -> Dataset:
     item = Dataset()
     item.PurposeOfReferenceCodeSequence = [_coded(codes.DCM.ProcessingEquipment)]
     item.Manufacturer = MANUFACTURER
@@ -303,7 +311,8 @@ def _equipment(step: Derivation, now: datetime) -> Dataset:
     item.SoftwareVersions = _ascii(step.version)[:64]
     # IHE AI Results: the device is another one after every retraining.
     item.DeviceUID = derived_uid("device", step.version, step.weights_sha256)
-    item.ContributionDateTime = now.strftime("%Y%m%d%H%M%S.%f")
+    if now is not None:
+        item.ContributionDateTime = now.strftime("%Y%m%d%H%M%S.%f")
     item.ContributionDescription = _ascii(step.description)[: LONGEST["ST"]]
     return item
 

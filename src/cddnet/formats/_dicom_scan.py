@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -128,6 +128,18 @@ def find_series(path: Path) -> tuple[Series, ...]:
     for scanned in _scan(path):
         groups.setdefault(scanned.text("SeriesInstanceUID"), []).append(scanned)
     return tuple(_series(uid, tuple(groups[uid])) for uid in sorted(groups))
+
+
+def series_of(files: Sequence[Path]) -> Series:
+    """The one series of some files.  Raises DicomError where they are several, or unfit."""
+    scanned = tuple(item for file in files if (item := read_header(file)) is not None)
+    uids = {item.text("SeriesInstanceUID") for item in scanned}
+    if len(uids) != 1:
+        raise DicomError(f"{len(files)} files are of {len(uids)} series; give those of one.")
+    series = _series(uids.pop(), scanned)
+    if series.unfit:
+        raise DicomError(series.unfit)
+    return series
 
 
 def choose_series(path: Path, wanted: str | None) -> tuple[Series, tuple[Series, ...]]:

@@ -33,10 +33,21 @@ from cddnet.formats._dicom_scan import (
     choose_series,
     find_series,
     looks_like_dicom,
+    series_of,
 )
 from cddnet.volume import Acquisition, CTVolume
 
-__all__ = ["FOLDER", "SUFFIXES", "DicomHeaders", "list_series", "read", "recognises", "write"]
+__all__ = [
+    "FOLDER",
+    "SUFFIXES",
+    "DicomHeaders",
+    "list_series",
+    "read",
+    "read_all",
+    "read_files",
+    "recognises",
+    "write",
+]
 
 FOLDER = True
 SUFFIXES = (".dcm",)
@@ -61,7 +72,36 @@ def read(path: Path, options: ReadOptions) -> CTVolume:
     Raises DicomError for what is no CT in HU or damaged, GeometryError where slices do not belong
     on one grid, SeriesChoiceError where several series match.
     """
-    chosen, others = choose_series(path, options.series)
+    return _volume(*choose_series(path, options.series))
+
+
+@quiet()
+def read_all(path: Path) -> tuple[CTVolume, ...]:
+    """Every CT series of a file, folder or tree, which is looked through once."""
+    every = find_series(path)
+    return tuple(
+        _volume(series, tuple(other for other in every if other is not series))
+        for series in every
+        if not series.unfit
+    )
+
+
+@quiet()
+def read_files(files: Sequence[Path]) -> CTVolume:
+    """One CT series from its files.  Raises as `read`, and where they are of several series."""
+    return _volume(series_of(files), ())
+
+
+def write(volume: CTVolume, path: Path, options: WriteOptions) -> None:
+    """Write a derived series: a new folder with a file per slice, one file for Enhanced CT.
+
+    A path that ends in .dcm is the file itself, of an Enhanced CT or a single slice. Raises
+    FormatError for a volume that does not come from DICOM or that nothing was done to.
+    """
+    write_derived(volume, path)
+
+
+def _volume(chosen: Series, others: Sequence[Series]) -> CTVolume:
     enhanced = is_enhanced(chosen.frames[0].header)
     _require_one_object(chosen, enhanced)
     used = {frame.path for frame in chosen.frames}
@@ -86,15 +126,6 @@ def read(path: Path, options: ReadOptions) -> CTVolume:
         notes=notes,
         volume_problems=slices.problems,
     )
-
-
-def write(volume: CTVolume, path: Path, options: WriteOptions) -> None:
-    """Write a derived series: a new folder with a file per slice, one file for Enhanced CT.
-
-    A path that ends in .dcm is the file itself, of an Enhanced CT or a single slice. Raises
-    FormatError for a volume that does not come from DICOM or that nothing was done to.
-    """
-    write_derived(volume, path)
 
 
 def _require_one_object(series: Series, enhanced: bool) -> None:

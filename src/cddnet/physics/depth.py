@@ -1,9 +1,11 @@
 """Radiological depth: how much the rays through a point were attenuated, hence how noisy it is.
 
-D(x) = log of the view average of exp(p) / (b m) (1 + s^2 exp(p) / (N b m)): p the line integral
-through x, b bowtie, m tube current, N photons sent along a ray at this dose, s their electronic
-noise. Up to the kernel's constant it is the log of the noise variance. It is computed from the
-slice itself, noisy or not, on a coarse grid: rays average the noise away.
+D(x) = log of the view average of N0 var(log n), n the photons that a detector reads behind the
+line integral p through x: N = N0 b m exp(-p) on average, N0 those sent at this dose, b bowtie,
+m tube current, with electronic noise s. Where photons abound this is exp(p) / (b m)
+(1 + s^2 / N); where they starve the logarithm of a count below one stops its growth. Up to the
+kernel's constant D is the log of the noise variance. It is computed from the slice itself, noisy or
+not, on a coarse grid: rays average the noise away.
 """
 
 # Shapes: H row, W column, V view, J detector channel.
@@ -14,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, special
 
 from cddnet.physics import projector
 from cddnet.physics.beam import (
@@ -26,11 +28,19 @@ from cddnet.physics.beam import (
     covering,
     flux,
     line_integrals,
+    photons_per_reading,
 )
 from cddnet.physics.kernel import SOFT_KERNEL, Kernel
 
 _SIDE = 128
 _VIEWS = 90
+
+_NEIGHBOURS = np.array([0.25, 0.5, 0.25], np.float32)
+_KNOTS = 64
+
+# A standard normal variate as 128 equally likely values of unit variance.
+_QUANTILES = special.ndtri((np.arange(128) + 0.5) / 128)
+_NORMAL = _QUANTILES / _QUANTILES.std()
 
 # Body against air; what is thinner than the table goes.
 _BODY_HU = -500.0
@@ -59,11 +69,12 @@ def radiological_depth(
     beam = covering(coarse.hu, _VIEWS)
     pixel_mm = geometry.pixel_mm * coarse.step
     integrals = line_integrals(coarse.hu, pixel_mm, beam)
-    sent = flux(scanner, geometry, beam)
-    relative = np.exp(integrals) / beam_filter(integrals, pixel_mm, beam, scanner)
-    electronic = sent.electronic_std**2 / (dose_fraction * sent.photons)
-    relative *= 1 + np.float32(electronic) * relative
-    mean = projector.adjoint(relative, beam) / np.float32(_VIEWS)
+    # Noise that is left would not average away in the exponential; kernels mix these rays anyway.
+    integrals = ndimage.convolve1d(integrals, _NEIGHBOURS, axis=1)
+    sent = photons_per_reading(scanner, geometry) * dose_fraction
+    filtered = beam_filter(integrals, beam.positions * pixel_mm, scanner)
+    relative = sent * _log_variance(sent * filtered * np.exp(-integrals), scanner.electronic_std)
+    mean = projector.adjoint(relative.astype(np.float32), beam) / np.float32(_VIEWS)
     depth = np.log(np.maximum(mean[: coarse.hu.shape[0], : coarse.hu.shape[1]], 1.0))
     return _fine(depth, hu.shape, coarse.step)
 
@@ -81,16 +92,31 @@ def predicted_noise_hu(
     Exact where the noise of the rays changes slowly across the kernel.
     Source: Kak and Slaney 1988, chapter 5.
     """
-    beam = covering(depth, _VIEWS)
     frequency = (np.arange(512) + 0.5) / 1024  # cycles per pixel
     transfer = frequency * kernel.response(frequency / geometry.pixel_mm)
     power = 2 * np.mean(transfer**2) * 0.5
-    # The views of any number share the photons of a rotation.
-    photons = flux(scanner, geometry, beam).photons * dose_fraction
+    # Any number of views shares the photons of a rotation.
+    photons = flux(scanner, geometry, _VIEWS).photons * dose_fraction
     per_view = np.pi**2 / _VIEWS * power / photons
     unit_hu = np.sqrt(per_view) * 1000.0 / (MU_WATER_PER_MM * geometry.pixel_mm)
     noise: NDArray[np.float32] = (unit_hu * np.exp(depth / 2)).astype(np.float32)
     return noise
+
+
+def _log_variance(photons: NDArray[np.floating], electronic_std: float) -> NDArray[np.float64]:
+    """Variance of the log of a count, read as one below one photon, by its expected photons.
+
+    The count is taken as Gaussian, of variance photons + electronic_std^2, which holds where
+    starvation matters: electronic noise is wider than the steps of the count.
+    """
+    log_photons = np.log(np.maximum(photons, 1e-6))
+    lowest, highest = float(log_photons.min()), float(log_photons.max())
+    knots = np.linspace(lowest, max(highest, lowest + 1e-3), _KNOTS)
+    mean = np.exp(knots)[:, None]
+    count = mean + np.sqrt(mean + electronic_std**2) * _NORMAL
+    log_variance = np.log(np.maximum(np.log(np.maximum(count, 1.0)).var(axis=1), 1e-12))
+    variance: NDArray[np.float64] = np.exp(np.interp(log_photons, knots, log_variance))
+    return variance
 
 
 def euclidean_depth(hu: NDArray[np.floating], pixel_mm: float) -> NDArray[np.float32]:

@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -26,13 +27,51 @@ _BODY_SHARE = 0.2
 _TRIES = 20
 
 
+# Real low dose does not say how low; this decides the small electronic part of its depth alone.
+_MEASURED_DOSE = 0.25
+
+
+class Learnable(Protocol):
+    """One slice to learn from, held in memory or read each time `hu` is asked for."""
+
+    @property
+    def hu(self) -> NDArray[np.float32]: ...  # (H, W), padding set to air
+    @property
+    def geometry(self) -> SliceGeometry: ...
+    @property
+    def series_uid(self) -> str: ...
+    @property
+    def slice_index(self) -> int: ...
+
+
 class FullDoseSlice(NamedTuple):
-    """One slice to learn from."""
+    """One slice to learn from, in memory."""
 
     hu: NDArray[np.float32]  # (H, W), padding set to air
     geometry: SliceGeometry
     series_uid: str
     slice_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSlice:
+    """One slice to learn from, read from disk each time: a set may be larger than the memory."""
+
+    read: Callable[[], NDArray[np.float32]]  # (H, W), padding set to air
+    geometry: SliceGeometry
+    series_uid: str
+    slice_index: int
+
+    @property
+    def hu(self) -> NDArray[np.float32]:
+        return self.read()
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredPair(StoredSlice):
+    """A slice with its real low dose (H, W) at the same position."""
+
+    read_low_dose: Callable[[], NDArray[np.float32]]
 
 
 class Pair(NamedTuple):
@@ -51,9 +90,9 @@ class NoisySlice(NamedTuple):
 
 
 class NoisyPairs(IterableDataset[Pair]):
-    """Endless pairs: a slice, new noise, a few crops, flipped and turned."""
+    """Endless pairs: a slice, new noise or its real low dose, a few crops, flipped and turned."""
 
-    def __init__(self, slices: list[FullDoseSlice], config: TrainConfig, first_draw: int) -> None:
+    def __init__(self, slices: Sequence[Learnable], config: TrainConfig, first_draw: int) -> None:
         self._slices, self._config, self._first_draw = slices, config, first_draw
 
     def __iter__(self) -> Iterator[Pair]:
@@ -67,14 +106,29 @@ class NoisyPairs(IterableDataset[Pair]):
     def _draw(self, draw: int) -> Iterator[Pair]:
         seed, count = self._config.seed, len(self._slices)
         order = np.random.default_rng((seed, draw // count)).permutation(count)
-        source = self._slices[order[draw % count]]
+        chosen = self._slices[order[draw % count]]
+        source = in_memory(chosen)
         rng = rng_for(source.series_uid, source.slice_index, seed=seed * 10**9 + draw)
-        low_dose = noisy(source, self._config.noise, rng)
+        if isinstance(chosen, MeasuredPair):
+            low_dose = measured(chosen)
+        else:
+            low_dose = noisy(source, self._config.noise, rng)
         for _ in range(self._config.crops_per_slice):
             yield _crop(source.hu, low_dose, self._config.crop, rng)
 
 
-def noisy(source: FullDoseSlice, noise: NoiseRange, rng: np.random.Generator) -> NoisySlice:
+def in_memory(source: Learnable) -> FullDoseSlice:
+    """The slice, read once."""
+    return FullDoseSlice(source.hu, source.geometry, source.series_uid, source.slice_index)
+
+
+def measured(source: MeasuredPair) -> NoisySlice:
+    """The real low dose, and the depth that it shows by the calibrated scanner."""
+    hu = source.read_low_dose()
+    return NoisySlice(hu, radiological_depth(hu, source.geometry, dose_fraction=_MEASURED_DOSE))
+
+
+def noisy(source: Learnable, noise: NoiseRange, rng: np.random.Generator) -> NoisySlice:
     """The slice with noise drawn from the ranges, and the depth that the noisy slice shows."""
     sharp = rng.random() < noise.sharp_share
     cutoff = noise.sharp_cutoff_per_mm if sharp else noise.soft_cutoff_per_mm
@@ -103,7 +157,7 @@ def noisy(source: FullDoseSlice, noise: NoiseRange, rng: np.random.Generator) ->
     return NoisySlice(hu, depth)
 
 
-def calibrated_low_dose(source: FullDoseSlice, dose_fraction: float) -> NDArray[np.float32]:
+def calibrated_low_dose(source: Learnable, dose_fraction: float) -> NDArray[np.float32]:
     """The slice (H, W) in HU at a fraction of the calibrated dose: what quality is measured on.
 
     Always the same noise for a slice; cut at the scanner's floor.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from cddnet.errors import GeometryError
 from cddnet.intensity.hu import air_for_padding
 from cddnet.physics.beam import SliceGeometry
-from cddnet.training.pairs import FullDoseSlice
+from cddnet.training.pairs import FullDoseSlice, StoredSlice, in_memory
 from cddnet.volume import CTVolume
 
 # Thin slices are averaged up to this thickness, so that targets are quiet.
@@ -22,6 +23,11 @@ def full_dose_slices(volume: CTVolume) -> Iterator[FullDoseSlice]:
 
     A run ends where the distance between slices changes.
     """
+    return (in_memory(item) for item in stored_slices(volume))
+
+
+def stored_slices(volume: CTVolume) -> Iterator[StoredSlice]:
+    """As `full_dose_slices`, but each is read only when its HU are asked for, and not kept."""
     positions_mm = volume.slice_positions_mm()
     spacing_mm = volume.spacing_mm[0]
     together = max(1, int(_QUIET_MM // max(volume.thickness_mm or spacing_mm, spacing_mm)))
@@ -34,13 +40,20 @@ def full_dose_slices(volume: CTVolume) -> Iterator[FullDoseSlice]:
             and abs(positions_mm[run[-1] + 1] - positions_mm[run[-1]] - spacing_mm) < 0.01
         ):
             run.append(run[-1] + 1)
-        yield FullDoseSlice(
-            hu=np.mean([filled(volume, item) for item in run], axis=0, dtype=np.float32),
+        yield StoredSlice(
+            read=partial(_mean, volume, tuple(run)),
             geometry=calibrated_geometry(volume),
             series_uid=volume.series_uid,
             slice_index=index,
         )
         index = run[-1] + 1
+
+
+def _mean(volume: CTVolume, run: tuple[int, ...]) -> NDArray[np.float32]:
+    mean: NDArray[np.float32] = np.mean(
+        [filled(volume, item) for item in run], axis=0, dtype=np.float32
+    )
+    return mean
 
 
 def filled(volume: CTVolume, index: int) -> NDArray[np.float32]:

@@ -1,13 +1,16 @@
-"""From a patient split to slices."""
+"""From a patient split, or a prepared set, to slices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from cddnet.errors import FormatError
-from cddnet.training.pairs import FullDoseSlice
-from cddnet.training.slices import full_dose_slices
+from cddnet.training.manifest import PreparedSeries
+from cddnet.training.pairs import FullDoseSlice, MeasuredPair, StoredSlice
+from cddnet.training.slices import calibrated_geometry, full_dose_slices, stored_slices
+from cddnet.training.store import PreparedSet
 from cddnet.volume import CTVolume
 
 
@@ -33,3 +36,30 @@ def load_slices(
         ]
         for patient, names in patients.items()
     }
+
+
+def prepared_slices(prepared: PreparedSet, side: str) -> dict[str, list[StoredSlice]]:
+    """Slices of each patient of one side, read when they are asked for.
+
+    Real pairs come slice by slice; full-dose series as `stored_slices` gives them.
+    """
+    return {
+        patient: [item for one in series for item in _slices(prepared, one)]
+        for patient, series in prepared.patients(side).items()
+    }
+
+
+def _slices(prepared: PreparedSet, series: PreparedSeries) -> Iterator[StoredSlice]:
+    full_dose = prepared.full_dose(series)
+    if series.low_file is None:
+        yield from stored_slices(full_dose)
+        return
+    low_dose = prepared.low_dose(series)
+    for index in range(series.shape[0]):
+        yield MeasuredPair(
+            read=partial(full_dose.read_slice, index),
+            geometry=calibrated_geometry(full_dose),
+            series_uid=series.name,
+            slice_index=index,
+            read_low_dose=partial(low_dose.read_slice, index),
+        )

@@ -19,7 +19,7 @@ from cddnet.runtime import store
 from cddnet.volume import CTVolume
 from cddnet.workflows._panel import Panel, Region, draw
 from cddnet.workflows.denoise import DenoiseOptions, denoise_file
-from cddnet.workflows.simulate import simulate_volume
+from cddnet.workflows.simulate import SimulateOptions, calibrated_source, simulate_volume
 
 DOSE_FRACTION = 0.25
 SEED = 0
@@ -61,7 +61,9 @@ def run_demo(out: Path, options: DenoiseOptions, progress: Progress) -> DemoResu
     store.find(options.model)
     out.mkdir(parents=True)
     full_dose = read_volume(demo_series())
-    write_volume(simulate_volume(full_dose, DOSE_FRACTION, SEED), out / "low_dose")
+    calibrated = SimulateOptions(dose_fraction=DOSE_FRACTION, seed=SEED)
+    low = simulate_volume(full_dose, calibrated_source(full_dose), calibrated)
+    write_volume(low, out / "low_dose")
     low_dose = read_volume(out / "low_dose")
     written = denoise_file(
         out / "low_dose",

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from cddnet import __version__, models
-from cddnet.config import LossWeights, PatientSplit, TrainConfig, load_config
+from cddnet.config import ConfigError, LossWeights, PatientSplit, TrainConfig, load_config
 from cddnet.errors import FormatError
 from cddnet.formats import read_all_series
 from cddnet.losses.pixel import absolute, charbonnier, local_mean
@@ -26,8 +26,16 @@ from cddnet.metrics.fidelity import psnr
 from cddnet.models import _weights
 from cddnet.models._cards import Card
 from cddnet.models._output import Output
-from cddnet.training.pairs import FullDoseSlice, NoisyPairs, Pair, calibrated_low_dose
-from cddnet.training.splits import load_slices
+from cddnet.training.pairs import (
+    Learnable,
+    MeasuredPair,
+    NoisyPairs,
+    Pair,
+    calibrated_low_dose,
+    in_memory,
+)
+from cddnet.training.splits import load_slices, prepared_slices
+from cddnet.training.store import PreparedSet, is_prepared
 from cddnet.workflows.denoise import denoise_slice
 
 # A starved slice may give a gradient many times the usual one, enough to ruin the weights.
@@ -40,23 +48,30 @@ _VALIDATION_SLICES = 4
 
 
 class Validation(NamedTuple):
-    """PSNR in dB at the calibrated quarter dose, mean over patients: input and output."""
+    """PSNR in dB, mean over patients: input (calibrated quarter or real low dose) and output."""
 
     low_dose_db: float
     denoised_db: float
 
 
-def train_from_config(recipe: Path, data: Path, out: Path) -> None:
-    """Train by a recipe over the data folder; writes weights, card and log into the new folder out.
+class _Data(NamedTuple):
+    """Slices of each patient. source: for the card."""
 
-    Raises: ConfigError, FormatError (out exists, data missing), ModelError.
+    learned: Mapping[str, Sequence[Learnable]]
+    checked: Mapping[str, Sequence[Learnable]]
+    source: Mapping[str, object]
+
+
+def train_from_config(recipe: Path, data: Path, out: Path) -> None:
+    """Train by a recipe; writes weights, card and log into the new folder out.
+
+    data: a prepared set, whose own split rules, or the folder that the recipe's split names.
+    Raises: ConfigError, FormatError (out exists, data missing), LeakError, ModelError.
     """
     config = load_config(recipe, TrainConfig)
-    split = load_config(recipe.parent / config.split, PatientSplit)
     if out.exists():
         raise FormatError(f"{out} exists; give a new folder, runs are never overwritten.")
-    learned = load_slices(split.train, data, read_all_series)
-    checked = load_slices(split.validation, data, read_all_series)
+    learned, checked, source = _data(recipe, config, data)
     out.mkdir(parents=True)
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.threads)
@@ -67,7 +82,7 @@ def train_from_config(recipe: Path, data: Path, out: Path) -> None:
     final = validate(averaged, checked)
     training = {
         "recipe": config.model_dump(mode="json"),
-        "collections": split.collections,
+        **source,
         "patients": sorted(learned),
         "slices": sum(len(group) for group in learned.values()),
         "validation": {
@@ -80,11 +95,41 @@ def train_from_config(recipe: Path, data: Path, out: Path) -> None:
     _log(out, step=config.steps, sha256=card.sha256, **final._asdict())
 
 
+def _data(recipe: Path, config: TrainConfig, data: Path) -> _Data:
+    if is_prepared(data):
+        prepared = PreparedSet.open(data)
+        learned, checked = (prepared_slices(prepared, side) for side in ("train", "validation"))
+        if not learned or not checked:
+            raise FormatError(
+                f"{data}: has {len(learned)} patients for training and {len(checked)} for "
+                "validation; prepare it with more of them."
+            )
+        small = [item for item in prepared.manifest.series if min(item.shape[1:]) < config.crop]
+        if small:
+            raise FormatError(
+                f"{data}: {len(small)} series are smaller than the crop of {config.crop} pixels; "
+                "set a smaller crop in the recipe."
+            )
+        manifest = {"collections": prepared.manifest.collections, "manifest": prepared.sha256}
+        return _Data(learned, checked, manifest)
+    if config.split is None:
+        raise ConfigError(
+            f"{recipe}: names no split, and {data} is no prepared set; name one, or run "
+            "cddnet prepare first."
+        )
+    split = load_config(recipe.parent / config.split, PatientSplit)
+    return _Data(
+        load_slices(split.train, data, read_all_series),
+        load_slices(split.validation, data, read_all_series),
+        {"collections": split.collections},
+    )
+
+
 def _optimise(
     network: nn.Module,
-    slices: list[FullDoseSlice],
+    slices: Sequence[Learnable],
     config: TrainConfig,
-    checked: dict[str, list[FullDoseSlice]],
+    checked: Mapping[str, Sequence[Learnable]],
     out: Path,
 ) -> nn.Module:
     optimiser = torch.optim.AdamW(
@@ -157,7 +202,7 @@ def _losses(output: Output, pair: Pair, weights: LossWeights) -> dict[str, Tenso
     }
 
 
-def _batches(slices: list[FullDoseSlice], config: TrainConfig) -> Iterator[Pair]:
+def _batches(slices: Sequence[Learnable], config: TrainConfig) -> Iterator[Pair]:
     loader = DataLoader(
         NoisyPairs(slices, config, first_draw=0),
         batch_size=config.slices_per_step * config.crops_per_slice,
@@ -168,8 +213,10 @@ def _batches(slices: list[FullDoseSlice], config: TrainConfig) -> Iterator[Pair]
     yield from loader
 
 
-def validate(network: nn.Module, patients: dict[str, list[FullDoseSlice]]) -> Validation:
-    """Whole slices at the calibrated quarter dose, at most four evenly chosen ones per patient."""
+def validate(network: nn.Module, patients: Mapping[str, Sequence[Learnable]]) -> Validation:
+    """Whole slices at the calibrated quarter dose, or the real low dose where there is one; at most
+    four evenly chosen ones per patient.
+    """
     network.eval()
     before, after = [], []
     for group in patients.values():
@@ -180,8 +227,12 @@ def validate(network: nn.Module, patients: dict[str, list[FullDoseSlice]]) -> Va
     return Validation(float(np.mean(before)), float(np.mean(after)))
 
 
-def _score(network: nn.Module, item: FullDoseSlice) -> tuple[float, float]:
-    low_dose = calibrated_low_dose(item, _VALIDATION_DOSE)
+def _score(network: nn.Module, source: Learnable) -> tuple[float, float]:
+    item = in_memory(source)
+    if isinstance(source, MeasuredPair):
+        low_dose = source.read_low_dose()
+    else:
+        low_dose = calibrated_low_dose(item, _VALIDATION_DOSE)
     nowhere = np.zeros(low_dose.shape, np.bool_)
     denoised = denoise_slice(low_dose, nowhere, network, strength=1.0)
     return (
