@@ -409,7 +409,7 @@ def phantom(
         typer.Option(help="Fraction of the calibrated full dose; default: no noise."),
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
-    kernel: Annotated[str, typer.Option(help="Of the noise: soft or sharp.")] = "soft",
+    kernel: Annotated[str, typer.Option(help="Of a scan with --dose: soft or sharp.")] = "soft",
     pixel: Annotated[
         float | None, typer.Option(help="Pixel pitch, mm; default: the phantom fits the image.")
     ] = None,

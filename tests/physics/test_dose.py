@@ -13,7 +13,6 @@ from cddnet.physics.dose import (
     add_noise,
     insert_noise,
     inserted_noise,
-    inserted_variance,
     measured_noise,
     rng_for,
 )
@@ -54,20 +53,27 @@ def mean_and_error(values):
 
 
 @pytest.mark.parametrize("dose_fraction", [0.1, 0.25, 0.5])
-@pytest.mark.parametrize("electronic_std", [0.0, 15.0, 30.0])
-def test_existing_plus_inserted_is_the_variance_of_the_low_dose(dose_fraction, electronic_std, rng):
-    draws, photons = 400_000, 10_000.0
+@pytest.mark.parametrize("low_photons", [100.0, 1000.0])
+@pytest.mark.parametrize("electronic_std", [0.0, 10.0])
+def test_existing_plus_inserted_is_the_noise_of_the_low_dose(
+    dose_fraction, low_photons, electronic_std, rng
+):
+    """Inserted on what was measured, as in a series: its photons are noisy too."""
+    draws, photons = 400_000, low_photons / dose_fraction
 
-    def measured_variance(fraction):
+    def measured(fraction):
         counts = rng.poisson(fraction * photons, draws) + rng.normal(0, electronic_std, draws)
-        return np.log(counts / (fraction * photons)).var()
+        return -np.log(counts / (fraction * photons))
 
-    low, full = measured_variance(dose_fraction), measured_variance(1.0)
-    total = full + float(inserted_variance(np.array(photons), dose_fraction, electronic_std))
-    standard_error = math.sqrt(2 / draws) * math.hypot(low, full)
-    # The next term of the variance of a logarithm is at most 5/2 of the variance squared.
-    assert abs(total - low) <= 4 * standard_error + 2.5 * low**2
-    assert abs(full - low) > 10 * (4 * standard_error + 2.5 * low**2)
+    direct, full = measured(dose_fraction), measured(1.0)
+    both = full + inserted_noise(photons * np.exp(-full), electronic_std, dose_fraction, rng)
+    low = direct.var()
+    # The log of a Poisson count, relative: two over the count.
+    allowed = 4 * low * math.sqrt(2 * 2 / draws) + 2 / low_photons * low
+    assert abs(both.var() - low) <= allowed
+    assert abs(full.var() - low) > 10 * allowed
+    # The insertion adds no mean; that of the logarithm is half its variance, to first order.
+    assert abs(both.mean() - full.mean()) <= 4 * math.sqrt(low / draws)
 
 
 # The image.

@@ -21,6 +21,7 @@ from cddnet.physics.kernel import (
     fit_kernel,
     kernel_named,
     kernel_with_mtf,
+    seen_through,
 )
 
 FREQUENCY = np.arange(1, 17) / (32 * 0.65)
@@ -44,6 +45,29 @@ def test_response_is_hann_times_boost_times_aperture():
         blur = math.sin(math.pi * 0.5 * frequency) / (math.pi * 0.5 * frequency) if frequency else 1
         expected = hann * (1 + 1.6 * frequency**2) * blur**2
         assert kernel.response(np.array(frequency)) == pytest.approx(expected, abs=1e-12)
+
+
+# What a kernel shows.
+
+
+@pytest.mark.parametrize("kernel", [SOFT_KERNEL, SHARP_KERNEL], ids=["soft", "sharp"])
+def test_a_wave_keeps_its_place_and_gets_the_height_of_the_mtf(kernel):
+    """A cosine that its mirror image goes on with: half a period fits whole into each side."""
+    pixel_mm, rows, columns = 0.8, 97, 120
+    down = np.cos(np.pi * 31 * (np.arange(rows) + 0.5) / rows)
+    across = np.cos(np.pi * 22 * (np.arange(columns) + 0.5) / columns)
+    wave = 100 * np.multiply.outer(down, across)
+    radius = math.hypot(31 / (2 * rows), 22 / (2 * columns)) / pixel_mm
+    height = float(kernel.response(np.array(radius)))
+    shown = seen_through(wave, pixel_mm, kernel)[20:-20, 20:-20]
+    # The rim is 64 pixels, so the wave does not close on itself; its ends ring by little inside.
+    assert np.abs(shown - height * wave[20:-20, 20:-20]).max() <= 0.5
+    assert abs(height - 1) > 0.05
+
+
+def test_flat_stays_flat_and_means_stay():
+    hu = np.full((33, 47), -300.0, np.float32)
+    assert seen_through(hu, 0.7) == pytest.approx(hu, abs=1e-3)
 
 
 # By MTF.

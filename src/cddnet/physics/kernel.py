@@ -41,6 +41,9 @@ SOFT_KERNEL = Kernel()
 # dose, on an abdomen of 340 x 250 mm at 50 HU.
 SHARP_KERNEL = Kernel(cutoff_per_mm=1.87, boost=0.3)
 
+# What a kernel spreads over the edge of an image comes back from its mirror image.
+_RIM_PIXELS = 64
+
 # MTF10 over MTF50 of a plain Hann window: arccos(-0.8) over a right angle.
 _HANN_RATIO = float(np.arccos(-0.8) / (np.pi / 2))
 
@@ -79,6 +82,19 @@ _NAMED = {
 # Body and head FC kernels rise within each ten; lung and bone ones start at 30 and at 80.
 _CANON = ((1, 10, 20, 40), (11, 19, 25, 45), (20, 29, 20, 45), (30, 39, 55, 75))
 _CANON_SHARP = ((40, 49, 20, 45), (50, 59, 50, 65), (60, 79, 25, 45), (80, 86, 65, 80))
+
+
+def seen_through(
+    hu: NDArray[np.floating], pixel_mm: float, kernel: Kernel = SOFT_KERNEL
+) -> NDArray[np.float32]:
+    """A slice (H, W) as a reconstruction with the kernel shows it: its MTF on every edge."""
+    rim = min(_RIM_PIXELS, *hu.shape)
+    padded = np.pad(hu.astype(np.float64), rim, mode="symmetric")
+    down = np.fft.fftfreq(padded.shape[0], pixel_mm)
+    across = np.fft.rfftfreq(padded.shape[1], pixel_mm)
+    response = kernel.response(np.hypot(down[:, None], across))
+    shown = np.fft.irfft2(np.fft.rfft2(padded) * response, s=padded.shape)
+    return shown[rim : rim + hu.shape[0], rim : rim + hu.shape[1]].astype(np.float32)
 
 
 def kernel_with_mtf(mtf50_per_mm: float, mtf10_per_mm: float) -> Kernel:

@@ -479,7 +479,7 @@ def abdomen() -> Phantom:
         _oval(_BLOOD, (-76.0, 4.0), (11.0, 4.5), -30.0),
         _oval(_BLOOD, (-112.0, 18.0), (9.0, 3.0), 40.0),
         disc("cyst 12 mm", (-108.0, -8.0), 12.0, _WATERY),
-        disc("lesion 10 mm", (-90.0, 36.0), 10.0, _LIVER - 40.0),
+        disc("lesion 10 mm", (-116.0, 38.0), 10.0, _LIVER - 40.0),
         disc("lesion 6 mm", (-84.0, -40.0), 6.0, _LIVER - 40.0),
         _oval(_SPLEEN, (110.0, 24.0), (22.0, 44.0), 18.0, "spleen"),
         _oval(95.0, (18.0, -14.0), (34.0, 9.0), 12.0, "pancreas"),

@@ -23,7 +23,7 @@ from cddnet.intensity.window import to_grey
 from cddnet.physics import phantom
 from cddnet.physics.beam import SliceGeometry
 from cddnet.physics.dose import LowDose, add_noise, rng_for
-from cddnet.physics.kernel import SHARP_KERNEL, SOFT_KERNEL
+from cddnet.physics.kernel import SHARP_KERNEL, SOFT_KERNEL, seen_through
 from cddnet.physics.phantom import Phantom, Region
 from cddnet.volume import Acquisition, CTVolume, Derivation, SliceHU
 
@@ -34,9 +34,9 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class PhantomOptions:
-    """kind: a name of `physics.phantom`.  dose_fraction: of the calibrated full dose, None for no
-    noise.  kernel: soft or sharp, of the noise.  pixel_mm: None for the phantom's own field of
-    view.  size: pixels on each side.
+    """kind: a name of `physics.phantom`.  dose_fraction: of the calibrated full dose, None for the
+    truth without noise.  kernel: soft or sharp, of the scan's edges and noise.  pixel_mm: None for
+    the phantom's own field of view.  size: pixels on each side.
     """
 
     kind: str = "abdomen"
@@ -115,23 +115,30 @@ class _Scan:
         _require_inside(self.phantom, options.size, self.pixel_mm)
 
     @cached_property
-    def clean_hu(self) -> SliceHU:
+    def truth_hu(self) -> SliceHU:
         return phantom.render(self.phantom, self.options.size, self.pixel_mm)
 
+    @cached_property
+    def blur_hu(self) -> SliceHU:
+        """What the kernel does to the edges."""
+        kernel = KERNELS[self.options.kernel]
+        return seen_through(self.truth_hu, self.pixel_mm, kernel) - self.truth_hu
+
     def slice_hu(self, index: int) -> SliceHU:
+        """The truth itself, or with a dose what a scan shows of it."""
         dose_fraction = self.options.dose_fraction
         if dose_fraction is None:
-            return self.clean_hu
+            return self.truth_hu
         # Not the series UID, which changes with every release of this package.
         rng = rng_for(json.dumps(self.step().parameters), index, self.options.seed)
         self.counts = add_noise(
-            self.clean_hu,
+            self.truth_hu,
             self.geometry,
             rng,
             dose_fraction=dose_fraction,
             kernel=KERNELS[self.options.kernel],
         )
-        return self.counts.hu
+        return self.counts.hu + self.blur_hu
 
     def volume(self, progress: Progress) -> CTVolume:
         size, slices = self.options.size, self.options.slices
@@ -163,7 +170,7 @@ class _Scan:
             label = f"{options.dose_fraction:.4g} dose {options.kernel}"
             noise = (
                 f"Quantum and electronic noise of {options.dose_fraction:.4g} of the calibrated "
-                f"full dose, 70 keV, kernel {options.kernel}, which shapes the noise alone."
+                f"full dose, 70 keV, kernel {options.kernel}."
             )
             parameters |= {"dose_fraction": repr(options.dose_fraction), "kernel": options.kernel}
             parameters |= {"seed": str(options.seed)}
@@ -190,7 +197,7 @@ class _Scan:
             "slices": options.slices,
             "slices_differ_in": "noise, independent from slice to slice" if counts else "nothing",
             "dose_fraction": options.dose_fraction,
-            "noise_kernel": options.kernel if counts else None,
+            "kernel": repr(KERNELS[options.kernel]) if counts else None,
             "seed": options.seed if counts else None,
             "fewest_photons": counts and counts.fewest_photons,
             "starved_share": counts and counts.starved,
@@ -199,7 +206,7 @@ class _Scan:
                 "the patient's left and along the columns, y to the back and down the rows; "
                 "centre_pixel is (column, row) from 0"
             ),
-            "edges": "each pixel is the mean over its area; no kernel blurs the object",
+            "edges": f"each pixel is the mean over its area{', then the kernel' if counts else ''}",
             "labels": "grey level of the region's pixels in regions.png, 2 pixels inside its rim",
         }
 
