@@ -435,7 +435,7 @@ def phantom(
         return
     if result.starved:
         typer.echo(
-            f"note: {result.starved:.2%} of the rays are starved (fewer than 25 photons, at least "
+            f"note: {result.starved:.2g} of the rays are starved (fewer than 25 photons, at least "
             f"{result.fewest_photons:.3g}); their mean is shifted"
         )
     typer.echo(

@@ -382,6 +382,16 @@ def _ribs(centre_mm: Vector, half_axes_mm: Vector, degrees: Sequence[float]) -> 
     return _both(left)
 
 
+def _scaled(ellipses: Sequence[Ellipse], factor: float) -> Iterator[Ellipse]:
+    for ellipse in ellipses:
+        (x, y), (first, second) = ellipse.centre_mm, ellipse.half_axes_mm
+        yield replace(
+            ellipse,
+            centre_mm=(factor * x, factor * y),
+            half_axes_mm=(factor * first, factor * second),
+        )
+
+
 def thorax() -> Phantom:
     """Chest at the level of the heart."""
     vessels = [
@@ -478,9 +488,6 @@ def abdomen() -> Phantom:
         _oval(_BLOOD, (-104.0, -34.0), (4.0, 12.0), 50.0),
         _oval(_BLOOD, (-76.0, 4.0), (11.0, 4.5), -30.0),
         _oval(_BLOOD, (-112.0, 18.0), (9.0, 3.0), 40.0),
-        disc("cyst 12 mm", (-108.0, -8.0), 12.0, _WATERY),
-        disc("lesion 10 mm", (-116.0, 38.0), 10.0, _LIVER - 40.0),
-        disc("lesion 6 mm", (-84.0, -40.0), 6.0, _LIVER - 40.0),
         _oval(_SPLEEN, (110.0, 24.0), (22.0, 44.0), 18.0, "spleen"),
         _oval(95.0, (18.0, -14.0), (34.0, 9.0), 12.0, "pancreas"),
         *_both(
@@ -495,8 +502,17 @@ def abdomen() -> Phantom:
         _oval(_BLOOD, (14.0, 4.0), (4.0, 4.0)),
         *_vertebra(52.0, (23.0, 17.0)),
     ]
+    lesions = (
+        disc("cyst 12 mm", (-102.0, -7.5), 12.0, _WATERY),
+        disc("lesion 10 mm", (-109.5, 36.0), 10.0, _LIVER - 40.0),
+        disc("lesion 6 mm", (-79.5, -38.0), 6.0, _LIVER - 40.0),
+    )
+    # 340 x 238 mm, the size for which the scanner is calibrated.
     return Phantom(
-        name="abdomen", field_mm=400.0, ellipses=tuple(ellipses), window_hu=(-160.0, 240.0)
+        name="abdomen",
+        field_mm=373.0,
+        ellipses=(*_scaled(ellipses, 17 / 18), *lesions),
+        window_hu=(-160.0, 240.0),
     )
 
 
