@@ -15,7 +15,7 @@ from cddnet.workflows.demo import demo_series
 
 SHAPE, PIXEL_MM, SLICES = (201, 240), 0.9, 3
 
-# What the issue of matching allows, far below the distance of soft and sharp.
+# A difference that readers notice, far below the distance of soft and sharp.
 TEXTURE_PER_MM = 0.03
 
 
@@ -64,6 +64,15 @@ def test_texture_and_dose_of_a_series_are_found(kernel, dose, thickness_mm):
     # Photons of the quietest quarter of the regions: each has about 5 % of the noise as error.
     assert found.scanner.photons == pytest.approx(true.photons, rel=0.25)
     assert f"{thickness_mm:g} mm" in found.basis
+
+
+def test_water_of_a_phantom_will_do_where_there_is_no_tissue():
+    volume = series(SHARP_KERNEL)
+    water = volume_of(volume.hu - 50.0, thickness_mm=3.0)
+    found = match_source(water)
+    assert found.measured is not None
+    assert found.scanner.photons == pytest.approx(DEFAULT_SCANNER.photons, rel=0.35)
+    assert found.kernel.cutoff_per_mm > 1
 
 
 def test_inserted_noise_takes_the_series_to_the_lower_dose():

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +36,9 @@ _SLICES = 8
 # resolve low frequencies, and the blur of an edge ends within four pixels.
 _REGIONS = ((32, 4), (24, 4), (16, 4), (16, 0))
 _FEWEST = 12
+
+# Soft tissue, and where there is none the water of a phantom; in patients the second mixes in fat.
+_TISSUES_HU = ((0.0, 200.0), (-40.0, 200.0))
 _MOST = 150
 _QUIET_SHARE = 0.25
 _DOSE = 0.25
@@ -134,15 +138,23 @@ def quiet_slices(volume: CTVolume, geometry: SliceGeometry) -> list[FlatSlice]:
     count = volume.shape[0]
     probed = np.unique(np.linspace(0, count - 1, min(count, _PROBED_SLICES)).round().astype(int))
     slices = [(int(index), filled(volume, int(index))) for index in probed]
-    for side, margin in _REGIONS:
+    for tissue_hu, (side, margin) in product(_TISSUES_HU, _REGIONS):
+        corners = [_corners(hu, side, margin, tissue_hu) for _, hu in slices]
         found = [
-            FlatSlice(index, hu, flat_corners(hu, side + 2 * margin, step=side // 4) + margin, side)
-            for index, hu in slices
+            FlatSlice(index, hu, places, side)
+            for (index, hu), places in zip(slices, corners, strict=True)
         ]
         found = [item for item in found if len(item.corners)]
         if sum(len(item.corners) for item in found) >= _FEWEST / _QUIET_SHARE:
             return _quietest(found, geometry)
     return []
+
+
+def _corners(
+    hu: NDArray[np.float32], side: int, margin: int, tissue_hu: tuple[float, float]
+) -> NDArray[np.intp]:
+    wide = flat_corners(hu, side + 2 * margin, tissue_hu=tissue_hu, step=side // 4)
+    return wide + margin
 
 
 def _quietest(found: list[FlatSlice], geometry: SliceGeometry) -> list[FlatSlice]:
