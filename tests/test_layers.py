@@ -34,6 +34,7 @@ SHARED = {
     "formats._sidecar",
     "metrics._body",
     "models._cards",
+    "models._features",
     "models._output",
     "models._weights",
 }

@@ -36,6 +36,14 @@ class ImageType(str, Enum):
     primary = "PRIMARY"
 
 
+class EvaluationMode(str, Enum):
+    """What an evaluation has to compare with."""
+
+    paired = "paired"
+    unpaired = "unpaired"
+    phantom = "phantom"
+
+
 class Layout(str, Enum):
     """How the folders of a data set are named."""
 
@@ -44,6 +52,13 @@ class Layout(str, Enum):
     tcia_ldct = "tcia-ldct"
     tree = "tree"
     in_gt = "in-gt"
+
+
+class EvaluationMask(str, Enum):
+    """Which pixels `evaluate` counts."""
+
+    none = "none"
+    body = "body"
 
 
 class Picture(str, Enum):
@@ -226,6 +241,63 @@ def export(
 
 
 @app.command()
+def explain(
+    source: Input,
+    output: NewFolder,
+    slice_number: Annotated[
+        int, typer.Option("--slice", min=1, help="From 1, along the series.", show_default=False)
+    ],
+    roi: Annotated[
+        tuple[int, int, int] | None,
+        typer.Option(metavar="ROW COLUMN SIDE", help="Centre, from 0, and side, in voxels."),
+    ] = None,
+    roi_mm: Annotated[
+        tuple[float, float, float] | None,
+        typer.Option(metavar="X Y SIDE", help="Centre in patient coordinates and side, in mm."),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="The series in full dose; default: the network's own output."),
+    ] = None,
+    model: Model = "default",
+    strength: Strength = None,
+    device: Device = "auto",
+    block: Annotated[
+        int | None, typer.Option(help="Pixels per side of what is replaced; default: 16.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the replacements.")] = 0,
+    series: Series = None,
+    window: WindowHU = None,
+    as_json: AsJson = False,
+) -> None:
+    """Map what of a low-dose slice decides a denoised region: by replacing it, and by gradients."""
+    from cddnet.workflows.explain import EffectSettings, ExplainOptions, Watch, explain_file
+
+    options = ExplainOptions(
+        slice_number=slice_number,
+        roi=roi,
+        roi_mm=roi_mm,
+        reference=reference,
+        model=model,
+        strength=strength,
+        device=device,
+        seed=seed,
+        series=series,
+        window_hu=window,
+        effects=EffectSettings() if block is None else EffectSettings(block=block),
+    )
+    with _progress() as show:
+        watch = Watch(show, lambda line: typer.echo(line, err=True))
+        result = explain_file(source, output, options, watch)
+    if as_json:
+        _print_json({"output": str(output), "files": result.files} | result.record)
+        return
+    for line in result.described:
+        typer.echo(line)
+    typer.echo(f"{output}: {', '.join(result.files)}. Research use only.")
+
+
+@app.command()
 def info(source: Input, as_json: AsJson = False) -> None:
     """Say what a file or folder holds, and whether it may be denoised."""
     from cddnet.workflows.info import describe
@@ -304,6 +376,188 @@ def demo(
     typer.echo(
         f"{result.picture}  (series: {output}/low_dose, {output}/denoised). Research use only."
     )
+
+
+@app.command()
+def evaluate(
+    reference: Annotated[
+        Path,
+        typer.Argument(
+            help="Full dose: a file or folder of series; with --mode another start.",
+            show_default=False,
+        ),
+    ],
+    test: Annotated[Path, typer.Argument(help="The same series, denoised.", show_default=False)],
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="redcnn, ldctbench-chest, ldctbench-abdomen, ldctbench-neuro, corediff, full or "
+            "published: window, range and grey levels; needed with a reference.",
+            show_default=False,
+        ),
+    ] = None,
+    mode: Annotated[
+        EvaluationMode,
+        typer.Option(
+            help="paired: REFERENCE is the full dose; unpaired: the input of the denoising; "
+            "phantom: a folder of `cddnet phantom`."
+        ),
+    ] = EvaluationMode.paired,
+    low_dose: Annotated[
+        Path | None, typer.Option(help="The input of the denoising: the first row.")
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=PATH", help="A further row; repeatable.")
+    ] = None,
+    mask: Annotated[EvaluationMask, typer.Option(help="Pixels that count.")] = (
+        EvaluationMask.none
+    ),
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="A new file for every figure and note.")
+    ] = None,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", help="A new file, one line per image and row.")
+    ] = None,
+    markdown_file: Annotated[
+        Path | None, typer.Option("--markdown", help="A new file with the tables.")
+    ] = None,
+    lpips_weights: Annotated[
+        Path | None, typer.Option(help="Folder of LPIPS weights; nothing is downloaded.")
+    ] = None,
+    detect: Annotated[
+        str | None,
+        typer.Option(help="Network whose effect on the detectability of lesions is measured too."),
+    ] = None,
+    fidelity_only: Annotated[
+        bool, typer.Option("--fidelity-only", help="Leave noise, texture and bias out: faster.")
+    ] = False,
+    window: WindowHU = None,
+) -> None:
+    """Measure how near a denoised series is to its reference, per image, patient and overall.
+
+    Patients appear as "patient 1" with a keyed digest of their ID, never by name.
+    """
+    from cddnet.workflows.evaluate import (
+        EvaluateOptions,
+        evaluate_phantom,
+        evaluate_unpaired,
+        summary,
+        write_results,
+    )
+    from cddnet.workflows.evaluate import evaluate as evaluate_paths
+
+    paired = mode is EvaluationMode.paired
+    if paired and protocol is None:
+        raise typer.BadParameter("give --protocol: no figure means anything without its window.")
+    if not paired and (protocol or low_dose or detect or lpips_weights or fidelity_only):
+        raise typer.BadParameter(f"--mode {mode.value} has no full dose to measure against.")
+    methods = {"test": test}
+    for item in method or ():
+        name, separator, path = item.partition("=")
+        if not (name and separator and path) or name in methods:
+            raise typer.BadParameter(f"--method {item}: expected NAME=PATH, each name once.")
+        methods[name] = Path(path)
+    with _progress() as show:
+        options = EvaluateOptions(
+            window_hu=window,
+            lpips_weights=lpips_weights,
+            with_physics=not fidelity_only,
+            detect=detect,
+            progress=show,
+        )
+        if mode is EvaluationMode.unpaired:
+            result = evaluate_unpaired(reference, methods, options)
+        elif mode is EvaluationMode.phantom:
+            result = evaluate_phantom(reference, methods, options)
+        else:
+            result = evaluate_paths(
+                reference,
+                methods,
+                protocol=protocol or "",
+                low_dose=low_dose,
+                mask=mask.value,
+                options=options,
+            )
+    write_results(result, json=json_file, csv=csv_file, markdown=markdown_file)
+    typer.echo(f"{summary(result)}\nResearch use only.")
+
+
+@app.command()
+def report(
+    output: NewFolder,
+    reference: Annotated[
+        Path, typer.Argument(help="Full dose: a file or folder of series.", show_default=False)
+    ],
+    method: Annotated[
+        list[str],
+        typer.Option(metavar="NAME=PATH", help="The same series, denoised; repeatable."),
+    ],
+    protocol: Annotated[
+        str, typer.Option(help="As in `evaluate`: window, range, grey levels.", show_default=False)
+    ],
+    low_dose: Annotated[
+        Path | None, typer.Option(help="The input of the denoising: the first row.")
+    ] = None,
+    mask: Annotated[EvaluationMask, typer.Option(help="Pixels that count.")] = (
+        EvaluationMask.none
+    ),
+    model: Annotated[
+        list[str] | None, typer.Option(help="Network whose cost is measured; repeatable.")
+    ] = None,
+    cem: Annotated[Path | None, typer.Option(help="A folder that `explain` wrote.")] = None,
+    region: Annotated[
+        tuple[int, int, int] | None,
+        typer.Option(metavar="ROW COLUMN SIDE", help="Enlarged at first, pixels from 0."),
+    ] = None,
+    lpips_weights: Annotated[
+        Path | None, typer.Option(help="Folder of LPIPS weights; nothing is downloaded.")
+    ] = None,
+    detect: Annotated[
+        str | None,
+        typer.Option(help="Network whose effect on the detectability of lesions is measured too."),
+    ] = None,
+    fidelity_only: Annotated[
+        bool, typer.Option("--fidelity-only", help="Leave noise, texture and bias out: faster.")
+    ] = False,
+    window: WindowHU = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a page that compares methods, with tables, figures for a paper, Markdown and JSON."""
+    from cddnet.workflows.evaluate import EvaluateOptions, summary
+    from cddnet.workflows.report import ReportOptions, report_file
+
+    options = ReportOptions(
+        protocol=protocol,
+        mask=mask.value,
+        low_dose=low_dose,
+        evaluation=EvaluateOptions(
+            window_hu=window,
+            lpips_weights=lpips_weights,
+            with_physics=not fidelity_only,
+            detect=detect,
+        ),
+        models=tuple(model or ()),
+        explained=cem,
+        region=region,
+    )
+    with _progress() as show:
+        result = report_file(output, reference, _named_paths(method), options, show)
+    if as_json:
+        shown = {"page_bytes": result.page_bytes, "slices_shown": result.slices_shown}
+        _print_json({"output": str(output), "page": str(result.page)} | shown)
+        return
+    typer.echo(summary(result.evaluation))
+    typer.echo(f"{result.page}: open it in a browser. Research use only.")
+
+
+def _named_paths(items: list[str]) -> dict[str, Path]:
+    methods: dict[str, Path] = {}
+    for item in items:
+        name, separator, path = item.partition("=")
+        if not (name and separator and path) or name in methods:
+            raise typer.BadParameter(f"--method {item}: expected NAME=PATH, each name once.")
+        methods[name] = Path(path)
+    return methods
 
 
 @app.command()

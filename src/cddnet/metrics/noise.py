@@ -1,10 +1,10 @@
-"""Noise in flat tissue: its level and its power spectrum."""
+"""Noise in flat tissue: its map, its level and its power spectrum."""
 
-# Shapes: H row, W column, N region, S side of a region, P pixel of a region, F frequency.
+# Shapes: H row, W column, N region, S side of a region, F frequency, R repeat.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,13 @@ _SMOOTHING = 2.0
 _QUIET = 1.25
 _FEWEST = 10
 _TREND_TERMS = 6
+
+# A window of a noise map, and the most of its values that a mode is worked out from.
+_WINDOW_MM = 9.0
+_VALUES = 20_000
+
+# From low to high frequencies, in cycles per mm; the last has no end below Nyquist.
+BANDS_PER_MM = ((0.0, 0.1), (0.1, 0.3), (0.3, 0.5), (0.5, float("inf")))
 
 
 class RadialPower(NamedTuple):
@@ -83,25 +90,38 @@ def flat_corners(
 
     side of a region and step between corners in pixels, half a side unless said otherwise.
     """
-    smooth = ndimage.gaussian_filter(hu.astype(np.float32), _SMOOTHING)
-    tissue = (smooth > tissue_hu[0]) & (smooth < tissue_hu[1])
-    if min(hu.shape) < side:
+    return corners_inside(_smooth_tissue(hu, tissue_hu), side, step=step)
+
+
+def corners_inside(
+    mask: NDArray[np.bool_], side: int, *, step: int | None = None
+) -> NDArray[np.intp]:
+    """Corners (N, 2) of the regions of `side` pixels that lie whole in a mask (H, W)."""
+    if min(mask.shape) < side:
         return np.empty((0, 2), np.intp)
-    # A region is all tissue where its sum, four reads of the summed table, is its area.
-    table = np.pad(tissue.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    # A region is all inside where its sum, four reads of the summed table, is its area.
+    table = np.pad(mask.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
     inside = table[side:, side:] - table[:-side, side:] - table[side:, :-side]
     inside += table[:-side, :-side]
     step = step or side // 2
     return np.argwhere(inside[::step, ::step] == side**2) * step
 
 
+def cut_regions(
+    hu: NDArray[np.floating], corners: NDArray[np.intp], side: int
+) -> NDArray[np.float64]:
+    """Regions (N, S, S) of a slice (H, W) at the corners (N, 2), as they are."""
+    regions = np.empty((len(corners), side, side))
+    for region, (row, column) in zip(regions, corners, strict=True):
+        region[:] = hu[row : row + side, column : column + side]
+    return regions
+
+
 def flat_regions(
     hu: NDArray[np.floating], corners: NDArray[np.intp], side: int
 ) -> NDArray[np.float64]:
     """Regions (N, S, S) of a slice (H, W) at the corners (N, 2), less a quadratic trend of each."""
-    regions = np.empty((len(corners), side * side))
-    for region, (row, column) in zip(regions, corners, strict=True):
-        region[:] = hu[row : row + side, column : column + side].reshape(-1)
+    regions = cut_regions(hu, corners, side).reshape(-1, side * side)
     axis = np.linspace(-1, 1, side)
     y, x = (grid.reshape(-1) for grid in np.meshgrid(axis, axis, indexing="ij"))
     trend, _ = np.linalg.qr(np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=1))
@@ -114,6 +134,68 @@ def detrended_std(regions: NDArray[np.floating]) -> NDArray[np.float64]:
     freedom = regions.shape[1] * regions.shape[2] - _TREND_TERMS
     deviation: NDArray[np.float64] = np.sqrt(np.square(regions).sum(axis=(1, 2)) / freedom)
     return deviation
+
+
+def noise_map_hu(
+    hu: NDArray[np.floating], pixel_mm: float, *, window_mm: float = _WINDOW_MM
+) -> NDArray[np.float64]:
+    """Standard deviation around each pixel of a slice (H, W): (H, W) HU, of a square window.
+
+    Edges and vessels count, so its mode tells the level, not its mean. Noise that is slower than
+    the window is missed.
+    """
+    side = window_pixels(pixel_mm, window_mm)
+    level = hu - np.mean(hu, dtype=np.float64)
+    mean = ndimage.uniform_filter(level, side)
+    square = ndimage.uniform_filter(level * level, side)
+    freedom = (side**2 - 1) / side**2
+    deviation: NDArray[np.float64] = np.sqrt(np.clip(square - mean**2, 0, None) / freedom)
+    return deviation
+
+
+def window_pixels(pixel_mm: float, window_mm: float = _WINDOW_MM) -> int:
+    """Side of the window of a noise map in pixels, odd."""
+    return 2 * max(1, round(window_mm / pixel_mm / 2)) + 1
+
+
+def soft_tissue(
+    hu: NDArray[np.floating], side: int, *, tissue_hu: tuple[float, float] = _TISSUE_HU
+) -> NDArray[np.bool_]:
+    """Pixels (H, W) of a slice whose window of `side` pixels, smoothed, is all soft tissue."""
+    tissue = _smooth_tissue(hu, tissue_hu)
+    whole: NDArray[np.bool_] = ndimage.minimum_filter(tissue, side, mode="constant", cval=0)
+    return whole
+
+
+def global_noise_level_hu(deviations: NDArray[np.floating]) -> float:
+    """Mode of the values of noise maps in soft tissue (any shape), of one patient.
+
+    Raises: ValueError without values.
+    Source: Christianson et al., AJR 205:W63, 2015.
+    """
+    values = np.asarray(deviations, np.float64).reshape(-1)
+    if values.size == 0:
+        raise ValueError("no soft tissue to measure the noise in")
+    values = values[:: -(-values.size // _VALUES)]
+    # Windows with edges in them would widen the density's kernel.
+    values = values[values <= 2 * np.median(values)]
+    if np.ptp(values) <= 1e-9 * values.max():
+        return float(values[0])
+    return _mode(values)
+
+
+def ensemble_noise(repeats: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Noise (R, ...) of repeated images (R, ...): each less the mean of all, times sqrt(n/(n-1)).
+
+    What does not change is gone, whatever its shape; the variance is that of one image.
+    Raises: ValueError below two repeats.
+    """
+    count = len(repeats)
+    if count < 2:
+        raise ValueError(f"{count} image has no repeats to tell its noise from; give at least 2")
+    noise = repeats - repeats.mean(axis=0, dtype=np.float64)
+    scaled: NDArray[np.float64] = noise * np.sqrt(count / (count - 1))
+    return scaled
 
 
 def noise_power_spectrum(regions: NDArray[np.floating], pixel_mm: float) -> NDArray[np.float64]:
@@ -154,6 +236,51 @@ def mean_frequency_per_mm(radial: RadialPower) -> NDArray[np.float64]:
     power, frequency = radial.power[..., 1:], radial.frequency_per_mm[1:]
     mean: NDArray[np.float64] = np.asarray(power @ frequency / power.sum(axis=-1))
     return mean
+
+
+def peak_frequency_per_mm(radial: RadialPower) -> float:
+    """Frequency of the most power (F,) above zero, after smoothing with weights 1, 2 and 1.
+
+    A parabola through the largest value and its neighbours places it between two steps. Flat or
+    falling spectra have their peak at an end of the range.
+    """
+    power = radial.power[1:]
+    padded = np.pad(power, 1, mode="edge")
+    smooth = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
+    top = int(np.argmax(smooth))
+    step = float(radial.frequency_per_mm[1])
+    peak = float(radial.frequency_per_mm[1 + top])
+    if not 0 < top < len(smooth) - 1:
+        return peak
+    below, at, above = smooth[top - 1 : top + 2].tolist()
+    return peak + step * float((above - below) / (2 * (2 * at - below - above)))
+
+
+def band_ratios(
+    radial: RadialPower,
+    reference: RadialPower,
+    bands_per_mm: Sequence[tuple[float, float]] = BANDS_PER_MM,
+) -> tuple[float | None, ...]:
+    """Noise power (F,) over that of a reference in bands of frequency; None for an empty band.
+
+    Powers are integrals over both frequency axes, where a ring counts by its radius.
+    Raises: ValueError where the frequencies differ.
+    """
+    frequency = radial.frequency_per_mm
+    if not np.array_equal(frequency, reference.frequency_per_mm):
+        raise ValueError("two noise power spectra have different frequencies and no ratio")
+    ratios: list[float | None] = []
+    for low, high in bands_per_mm:
+        weight = frequency * ((frequency > 0) & (frequency >= low) & (frequency < high))
+        basis = float(weight @ reference.power)
+        ratios.append(float(weight @ radial.power) / basis if basis > 0 else None)
+    return tuple(ratios)
+
+
+def _smooth_tissue(hu: NDArray[np.floating], tissue_hu: tuple[float, float]) -> NDArray[np.bool_]:
+    smooth = ndimage.gaussian_filter(hu.astype(np.float32), _SMOOTHING)
+    tissue: NDArray[np.bool_] = (smooth > tissue_hu[0]) & (smooth < tissue_hu[1])
+    return tissue
 
 
 def _mode(values: NDArray[np.float64]) -> float:

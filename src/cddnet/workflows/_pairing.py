@@ -69,7 +69,7 @@ def positions_of(volume: CTVolume) -> NDArray[np.float64]:
     if corners is not None:
         return corners
     along = np.array(volume.slice_positions_mm())
-    return np.array(volume.origin_mm) + along[:, None] * _normal(volume)
+    return np.array(volume.origin_mm) + along[:, None] * np.array(volume.direction[0])
 
 
 def _corners(headers: DicomHeaders) -> NDArray[np.float64] | None:

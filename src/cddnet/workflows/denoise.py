@@ -89,7 +89,7 @@ def _denoised(volume: CTVolume, options: DenoiseOptions) -> CTVolume:
     strength = card.strength if options.strength is None else options.strength
     if not 0 <= strength <= 1:
         raise ModelError(f"strength is {strength}, expected 0 (source) to 1 (network).")
-    device = _device(options.device)
+    device = choose_device(options.device)
     network.to(device)
 
     def read_slice(index: int) -> SliceHU:
@@ -139,7 +139,8 @@ def _engine(device: str) -> str:
     return f"torch {torch.__version__} {units}"
 
 
-def _device(name: str) -> str:
+def choose_device(name: str) -> str:
+    """cpu, cuda or mps for a name or auto.  Raises ModelError for one this machine lacks."""
     found = {
         "cpu": True,
         "cuda": torch.cuda.is_available(),

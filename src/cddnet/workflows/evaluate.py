@@ -1,0 +1,536 @@
+"""Evaluate: how near a denoised series is to its reference, under a named protocol.
+
+Each image is scored, then the mean is taken per patient, then over patients. The low dose is the
+first row, because a method that does not beat its input is no method.
+"""
+
+# Shapes: H row, W column, P patient.
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from csv import writer
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cddnet import __version__
+from cddnet.errors import CddnetError, FormatError, GeometryError
+from cddnet.formats._atomic import new_files
+from cddnet.metrics import fidelity, statistics
+from cddnet.metrics._body import body_mask
+from cddnet.metrics.fidelity import Measure
+from cddnet.workflows import _tables
+from cddnet.workflows._cases import Case, find_cases
+from cddnet.workflows._evaluation import (
+    Comparison,
+    Evaluation,
+    ImageScores,
+    Interval,
+    Metric,
+    Physics,
+    Protocol,
+    Row,
+)
+from cddnet.workflows._network_detection import detected, joined
+from cddnet.workflows._pairing import along_mm
+from cddnet.workflows._physics_report import paired_findings, phantom_findings
+from cddnet.workflows._protocols import protocol_named, under, window_of
+from cddnet.workflows._structure import structure_of
+
+LOW_DOSE = "low dose"
+REFERENCE = "reference"
+MASKS = {
+    "none": "none (every pixel)",
+    "body": "body (largest object above -500 HU of the reference, holes filled)",
+}
+
+Progress = Callable[[str, int, int], None]
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+class EvaluateOptions(NamedTuple):
+    """window_hu: (low, high) that pictures stand for.  lpips_weights: folder of weight files.
+
+    with_physics: noise, texture and bias too.  detect: a network, shipped or a file, whose effect
+    on the detectability of lesions inserted into the reference is measured.
+    seed: of the bootstrap and of random sign flips.  progress: (what is done, done, in all).
+    """
+
+    window_hu: tuple[float, float] | None = None
+    lpips_weights: Path | None = None
+    with_physics: bool = True
+    detect: str | Path | None = None
+    seed: int = 0
+    progress: Progress = _silent
+
+
+class _Chosen(NamedTuple):
+    """function: (full_dose, test, mask=...) -> score."""
+
+    metric: Metric
+    function: Callable[..., float]
+
+
+def evaluate(  # noqa: PLR0913 - what is compared, and the three choices that decide every number
+    reference: Path,
+    methods: Mapping[str, Path],
+    *,
+    protocol: str,
+    low_dose: Path | None = None,
+    mask: str = "none",
+    options: EvaluateOptions | None = None,
+) -> Evaluation:
+    """Score series against a reference, the low dose first.
+
+    Parameters: methods, name -> path; protocol, a key of PROTOCOLS; mask, a key of MASKS.
+    Raises: CddnetError for an unknown protocol, mask or reserved name; GeometryError where series
+    do not agree, naming both values; else what reading raises.
+    """
+    chosen, options = protocol_named(protocol), options or EvaluateOptions()
+    reserved = {LOW_DOSE, REFERENCE, ""} & methods.keys()
+    if reserved or not methods:
+        raise CddnetError(
+            f"methods are named {sorted(methods)}; give at least one, named neither '{LOW_DOSE}' "
+            f"nor '{REFERENCE}'."
+        )
+    rows = {} if low_dose is None else {LOW_DOSE: low_dose}
+    cases = find_cases(reference, rows | dict(methods), window_hu=options.window_hu)
+    return evaluate_cases(cases, chosen, mask=mask, options=options)
+
+
+def evaluate_cases(
+    cases: Sequence[Case], protocol: Protocol, *, mask: str, options: EvaluateOptions
+) -> Evaluation:
+    """Score the rows of matched series; each slice is read once."""
+    if mask not in MASKS:
+        raise CddnetError(f"no mask '{mask}'; choose one of {', '.join(MASKS)}.")
+    chosen, unavailable = _measures(cases, protocol, options)
+    names = list(cases[0].rows)
+    images: dict[str, list[ImageScores]] = {name: [] for name in names}
+    total, done = sum(case.reference.shape[0] for case in cases), 0
+    for case in cases:
+        for index, place_mm in enumerate(along_mm(case.reference)):
+            scores = _score(case, index, protocol, chosen, mask)
+            for name, values in scores.items():
+                images[name].append(
+                    ImageScores(
+                        patient=case.patient,
+                        series=case.series,
+                        slice_number=index + 1,
+                        position_mm=float(place_mm),
+                        values=values,
+                    )
+                )
+            done += 1
+            options.progress("evaluating", done, total)
+    metrics = tuple(item.metric for item in chosen)
+    rows = _rows(images, metrics, options.seed)
+    return Evaluation(
+        version=__version__,
+        mode="paired",
+        protocol=protocol,
+        mask=MASKS[mask],
+        reference=REFERENCE,
+        metrics=metrics,
+        unavailable=unavailable,
+        rows=rows,
+        comparisons=_comparisons(rows, metrics, options.seed),
+        physics=physics_of(cases, options),
+        notes=tuple(_notes(cases, rows, protocol, options.seed)),
+    )
+
+
+def evaluate_unpaired(
+    source: Path, methods: Mapping[str, Path], options: EvaluateOptions | None = None
+) -> Evaluation:
+    """Noise, texture and change of HU of series against their input, where no full dose exists.
+
+    Raises: as `evaluate`.
+    """
+    options = options or EvaluateOptions()
+    cases = find_cases(source, methods, window_hu=options.window_hu)
+    rows = {LOW_DOSE: [case.reference for case in cases]}
+    rows |= {name: [case.aligned(name) for case in cases] for name in methods}
+    physics = paired_findings(rows, None, patients=[case.patient for case in cases])
+    note = "No reference: nothing says how near to the truth an output is, only what it changed."
+    return _without_scores("unpaired", cases, physics, note)
+
+
+def evaluate_phantom(
+    folder: Path, methods: Mapping[str, Path], options: EvaluateOptions | None = None
+) -> Evaluation:
+    """Linearity, uniformity, noise and transfer of a phantom and of what was made of it.
+
+    folder: as `cddnet phantom` wrote it.  Raises: FormatError for another folder, else as
+    `evaluate`.
+    """
+    options = options or EvaluateOptions()
+    truth = folder / "truth.json"
+    if not truth.is_file():
+        raise FormatError(f"{folder}: holds no truth.json; give a folder of `cddnet phantom`.")
+    cases = find_cases(folder / "series", methods, window_hu=options.window_hu)
+    case = cases[0]
+    rows = {LOW_DOSE: case.reference} | {name: case.aligned(name) for name in methods}
+    note = f"'{LOW_DOSE}' is the phantom's own series, whatever its dose."
+    return _without_scores("phantom", cases, phantom_findings(rows, truth), note)
+
+
+def _without_scores(
+    mode: Literal["unpaired", "phantom"], cases: Sequence[Case], physics: Physics, note: str
+) -> Evaluation:
+    images = tuple(
+        ImageScores(
+            patient=case.patient,
+            series=case.series,
+            slice_number=index + 1,
+            position_mm=float(place_mm),
+            values={},
+        )
+        for case in cases
+        for index, place_mm in enumerate(along_mm(case.reference))
+    )
+    return Evaluation(
+        version=__version__,
+        mode=mode,
+        protocol=protocol_named("full"),
+        mask=MASKS["none"],
+        reference="none" if mode == "unpaired" else "truth of the phantom",
+        metrics=(),
+        unavailable={},
+        rows=tuple(
+            Row(name=name, is_low_dose=name == LOW_DOSE, images=images, per_patient={}, mean={})
+            for name in (LOW_DOSE, *cases[0].rows)
+        ),
+        comparisons=(),
+        physics=physics,
+        notes=(note,),
+    )
+
+
+def physics_of(cases: Sequence[Case], options: EvaluateOptions) -> Physics:
+    """Noise, texture, bias and detectability of the cases: what the scores of rows hide."""
+    if not options.with_physics:
+        return Physics()
+    options.progress("physics", 0, 1)
+    rows = {name: [case.aligned(name) for case in cases] for name in cases[0].rows}
+    references, patients = [case.reference for case in cases], [case.patient for case in cases]
+    try:
+        found = paired_findings(rows, references, patients=patients)
+    except GeometryError as error:
+        return Physics(statements=(f"Physics was not measured: {error}",))
+    found = joined(found, structure_of(cases, LOW_DOSE))
+    if options.detect is None:
+        return found
+    options.progress("detectability", 0, 1)
+    return joined(found, detected(references, options.detect))
+
+
+def _score(
+    case: Case, index: int, protocol: Protocol, chosen: Sequence[_Chosen], mask: str
+) -> dict[str, dict[str, float]]:
+    """Row -> metric -> score of slice `index` of the reference."""
+    hu = case.reference.read_slice(index)
+    where = body_mask(hu) if mask == "body" else None
+    full_dose = under(protocol, hu)
+    scores = {}
+    for name, volume in case.rows.items():
+        test = under(protocol, volume.read_slice(case.slices[name][index]))
+        scores[name] = {
+            item.metric.name: item.function(full_dose, test, mask=where) for item in chosen
+        }
+    return scores
+
+
+def _measures(
+    cases: Sequence[Case], protocol: Protocol, options: EvaluateOptions
+) -> tuple[list[_Chosen], dict[str, str]]:
+    """What can be measured, and metric -> why it cannot and what to do."""
+    measures = {name: fidelity.METRICS[name] for name in protocol.metrics}
+    perceptual, unavailable = _perceptual(options.lpips_weights)
+    smallest = min(min(case.reference.shape[1:]) for case in cases)
+    chosen = []
+    for name, measure in (measures | perceptual).items():
+        if smallest < measure.smallest_side:
+            unavailable[name] = (
+                f"needs sides of {measure.smallest_side} pixels, the images have {smallest}; "
+                "evaluate larger ones."
+            )
+            continue
+        window_hu = window_of(protocol, name, measure.unit)
+        metric = Metric(
+            name=name,
+            unit=measure.unit,
+            higher_is_better=measure.direction == "higher",
+            definition=measure.definition,
+            window_hu=window_hu,
+        )
+        chosen.append(_Chosen(metric, partial(measure.function, window_hu=window_hu)))
+    return chosen, unavailable
+
+
+def _perceptual(weights: Path | None) -> tuple[dict[str, Measure], dict[str, str]]:
+    """LPIPS with the features of each network whose weights are at hand."""
+    from cddnet.workflows._perceptual import LPIPS_NETWORKS, Unavailable, load_lpips
+
+    measures, unavailable = {}, {}
+    for network in LPIPS_NETWORKS:
+        loaded = load_lpips(weights, network)
+        if isinstance(loaded, Unavailable):
+            unavailable[f"LPIPS {network}"] = loaded.reason.removeprefix("unavailable: ")
+        else:
+            function = partial(_without_mask, loaded)
+            measures[loaded.name] = Measure(function, "", "lower", loaded.definition)
+    return measures, unavailable
+
+
+def _without_mask(
+    distance: Callable[..., float],
+    full_dose: NDArray[np.floating],
+    test: NDArray[np.floating],
+    *,
+    window_hu: tuple[float, float],
+    mask: NDArray[np.bool_] | None = None,
+) -> float:
+    return distance(full_dose, test, window_hu=window_hu)
+
+
+def _rows(
+    images: Mapping[str, Sequence[ImageScores]], metrics: Sequence[Metric], seed: int
+) -> tuple[Row, ...]:
+    low_dose: dict[str, Interval] = {}
+    rows = []
+    for name, scores in images.items():
+        per_patient: dict[str, dict[str, float]] = {}
+        for patient in dict.fromkeys(image.patient for image in scores):
+            own = [image.values for image in scores if image.patient == patient]
+            per_patient[patient] = {
+                metric.name: _mean([values[metric.name] for values in own]) for metric in metrics
+            }
+        mean = {
+            metric.name: _interval([values[metric.name] for values in per_patient.values()], seed)
+            for metric in metrics
+        }
+        if name == LOW_DOSE:
+            low_dose = mean
+        rows.append(
+            Row(
+                name=name,
+                is_low_dose=name == LOW_DOSE,
+                images=tuple(scores),
+                per_patient=per_patient,
+                mean=mean,
+                flagged=tuple(
+                    metric.name
+                    for metric in metrics
+                    if metric.name in low_dose and _worse(metric, mean, low_dose)
+                ),
+            )
+        )
+    return tuple(rows)
+
+
+def _worse(metric: Metric, mean: dict[str, Interval], low_dose: dict[str, Interval]) -> bool:
+    value, least = mean[metric.name].value, low_dose[metric.name].value
+    return value < least if metric.higher_is_better else value > least
+
+
+def _comparisons(
+    rows: Sequence[Row], metrics: Sequence[Metric], seed: int
+) -> tuple[Comparison, ...]:
+    """Every later row minus every earlier one, in each metric."""
+    found = []
+    for earlier, later in combinations(rows, 2):
+        for metric in metrics:
+            values = (
+                np.array([scores[metric.name] for scores in row.per_patient.values()])
+                for row in (later, earlier)
+            )
+            with np.errstate(invalid="ignore"):
+                differences = np.subtract(*values)
+            usable = len(differences) > 1 and bool(np.isfinite(differences).all())
+            test = statistics.paired_test(differences, _rng(seed)) if usable else None
+            found.append(
+                Comparison(
+                    metric=metric.name,
+                    first=later.name,
+                    second=earlier.name,
+                    difference=_interval(differences, seed),
+                    p_value=test.p_value if test else None,
+                    test=test.name if test else "none: it needs two patients and finite scores",
+                    patients=len(differences),
+                )
+            )
+    return tuple(found)
+
+
+def _mean(values: Sequence[float] | NDArray[np.float64]) -> float:
+    """Of what is defined; NaN where nothing is."""
+    defined = [value for value in values if not np.isnan(value)]
+    return float(np.mean(defined)) if defined else float("nan")
+
+
+def _interval(values: Sequence[float] | NDArray[np.float64], seed: int) -> Interval:
+    """Over patients; no bounds for a single patient, or where scores are infinite."""
+    defined = np.array([value for value in values if not np.isnan(value)])
+    if len(defined) < 2 or not np.isfinite(defined).all():
+        return Interval(value=_mean(values))
+    low, high = statistics.bootstrap_interval(defined, _rng(seed))
+    return Interval(value=_mean(values), low=low, high=high)
+
+
+def _rng(seed: int) -> np.random.Generator:
+    """Afresh for each figure, so that a figure does not depend on which others are computed."""
+    return np.random.default_rng(seed)
+
+
+def _notes(cases: Sequence[Case], rows: Sequence[Row], protocol: Protocol, seed: int) -> list[str]:
+    patients = len(rows[0].per_patient)
+    notes = []
+    if not rows[0].is_low_dose:
+        notes.append(
+            "The low-dose row is missing: give --low-dose, so that a method worse than its own "
+            "input is seen."
+        )
+    notes.append("Means are over the images of a patient, then over patients.")
+    if patients < 2:
+        notes.append("One patient: there is no interval over patients and no paired test.")
+    else:
+        notes.append(
+            f"Intervals: 95 % percentile bootstrap over {patients} patients, "
+            f"{statistics.RESAMPLES} resamples, seed {seed}."
+        )
+    if any(not case.reference.acquisition.patient_id for case in cases):
+        notes.append("Files without a patient ID: each file, first folder or study counts as one.")
+    if protocol.bits:
+        notes.append(
+            "Grey levels are cut, not rounded, as the published project does; its JPEG "
+            "compression is not repeated."
+        )
+    named = [(REFERENCE, case.reference) for case in cases]
+    named += [item for case in cases for item in case.rows.items()]
+    # Notes of DICOM, and of files left aside, may quote what names a patient.
+    notes += dict.fromkeys(
+        f"{name}: {note}"
+        for name, volume in named
+        for note in volume.notes
+        if volume.headers is None and not note.startswith("left aside")
+    )
+    kernels = {
+        (case.reference.acquisition.kernel, volume.acquisition.kernel)
+        for case in cases
+        for volume in case.rows.values()
+    }
+    notes += [
+        f"The kernel is {one} in the reference but {two} in a row."
+        for one, two in sorted(kernels)
+        if one and two and one != two
+    ]
+    undefined = sum(np.isnan(v) for r in rows for image in r.images for v in image.values.values())
+    if undefined:
+        notes.append(f"{undefined} scores of images without structure are undefined and left out.")
+    tests = len(rows) * (len(rows) - 1) // 2
+    if tests > 1 and patients > 1:
+        notes.append(f"p-values are not corrected for the {tests} pairs of rows.")
+    return notes
+
+
+def write_results(
+    evaluation: Evaluation,
+    *,
+    json: Path | None = None,
+    csv: Path | None = None,
+    markdown: Path | None = None,
+) -> None:
+    """Write what is asked for, all or nothing.  Raises FormatError where a file exists."""
+    wanted: list[tuple[Path | None, Callable[[], str]]] = [
+        (json, lambda: evaluation.model_dump_json(indent=2) + "\n"),
+        (csv, lambda: csv_text(evaluation)),
+        (markdown, lambda: _tables.markdown(evaluation, ())),
+    ]
+    texts = [(path, text()) for path, text in wanted if path is not None]
+    paths = [path for path, _ in texts]
+    if len(set(paths)) < len(paths):
+        raise FormatError(f"{paths[0]}: is named twice; give each result a file of its own.")
+    if not texts:
+        return
+    with new_files(*paths) as temporaries:
+        for temporary, (_, text) in zip(temporaries, texts, strict=True):
+            temporary.write_text(text, encoding="utf-8")
+
+
+def csv_text(evaluation: Evaluation) -> str:
+    """One line per image and row; every line names the protocol, its window and the mask."""
+    protocol = evaluation.protocol
+    text = io.StringIO()
+    table = writer(text, lineterminator="\n")
+    table.writerow(
+        [
+            *("protocol", "window_low_hu", "window_high_hu", "grey_bits", "mask"),
+            *("row", "patient", "series", "slice", "position_mm"),
+            *(_tables.with_unit(metric.name, metric.unit) for metric in evaluation.metrics),
+        ]
+    )
+    under_which = [protocol.name, *protocol.window_hu, protocol.bits or "", evaluation.mask]
+    for row in evaluation.rows:
+        for image in row.images:
+            place = [image.patient, image.series, image.slice_number, f"{image.position_mm:.3f}"]
+            values = [image.values[metric.name] for metric in evaluation.metrics]
+            table.writerow([*under_which, row.name, *place, *values])
+    return text.getvalue()
+
+
+def summary(evaluation: Evaluation) -> str:
+    """The table for a terminal; the protocol, its window and range, mask and n stand above it."""
+    metrics = evaluation.metrics
+    heads = ["", *(_tables.with_unit(metric.name, metric.unit) for metric in metrics)]
+    lines = [heads] if metrics else []
+    for row in _tables.table(evaluation) if metrics else ():
+        cells = [" ".join(filter(None, (c.value, c.bounds, "!" * c.worse))) for c in row.cells]
+        lines.append([row.name, *cells])
+    text = [_tables.caption(evaluation), *_aligned(lines)]
+    text += [f"! {warning}" for warning in _tables.warnings(evaluation)]
+    text += [
+        f"{item.metric}: {item.pair} = {' '.join(filter(None, (item.difference, item.bounds)))}, "
+        f"p = {item.p_value} ({item.test}, {item.patients} patients)"
+        for item in _tables.compared(evaluation)
+        if item.p_value != "-"
+    ]
+    text += _physics_lines(evaluation)
+    text += [f"{name}: unavailable: {why}" for name, why in evaluation.unavailable.items()]
+    text += [f"note: {note}" for note in evaluation.notes]
+    return "\n".join(text)
+
+
+def _physics_lines(evaluation: Evaluation) -> list[str]:
+    """Figures of physics by family, and what they prove in words."""
+    lines: list[str] = []
+    for family in _tables.finding_tables(evaluation):
+        grid = [[family.title, *family.rows]]
+        grid += [
+            [
+                "  " + _tables.with_unit(item.name, item.unit),
+                *(" ".join(filter(None, cell)) for cell in item.cells),
+            ]
+            for item in family.findings
+        ]
+        lines += _aligned(grid)
+    said = [f"* {statement}" for statement in evaluation.physics.statements]
+    where = ["What each figure was measured in is told by --json and --markdown."] if lines else []
+    return [*lines, *said, *where]
+
+
+def _aligned(grid: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in grid
+    ]
