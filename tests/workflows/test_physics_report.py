@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -321,3 +322,18 @@ def test_a_truth_of_another_phantom_is_refused(rods, scan, tmp_path):
     shutil.copy(rods / "regions.png", tmp_path)
     with pytest.raises(FormatError, match="not of one phantom"):
         phantom_findings({"scan": scan}, tmp_path / "truth.json")
+
+
+def test_twice_the_noise_halves_the_index_of_a_linear_observer(tmp_path):
+    options = PhantomOptions(kind="rods", size=251, slices=6, dose_fraction=1.0)
+    write_phantom(tmp_path / "p", options, silent)
+    scan = read_volume(tmp_path / "p" / "series")
+    mean = scan.hu.mean(axis=0)
+    louder = replace(scan, read_slice=lambda index: 2 * scan.read_slice(index) - mean)
+    found = phantom_findings({"scan": scan, "louder": louder}, tmp_path / "p" / "truth.json")
+    index = {(f.row, f.name): f.value.value for f in found.findings if f.family == "detectability"}
+    names = {name for _, name in index}
+    assert len(names) == 4
+    for name in names:
+        assert index["louder", name] == pytest.approx(index["scan", name] / 2, rel=0.02)
+        assert index["scan", name] > 1

@@ -20,6 +20,7 @@ from scipy import ndimage
 from cddnet.errors import CddnetError, FormatError, GeometryError
 from cddnet.metrics._body import body_mask
 from cddnet.metrics.bias import TISSUES_HU, largest_local_mean_hu, linearity, tissue_means
+from cddnet.metrics.detectability import d_prime_npwe, disc_task, eye_filter
 from cddnet.metrics.noise import (
     BANDS_PER_MM,
     RadialPower,
@@ -76,6 +77,10 @@ _AIR_HU = -950.0
 _NOTICED_PER_MM = 0.02
 # Ours: 2 HU, but 5 in lung, and 1 % of the distance from air in bone.
 _LIMITS_HU = dict.fromkeys(TISSUES_HU, 2.0) | {"lung": 5.0, "bone": 15.0}
+# Diameter in mm and contrast in HU of the tasks, and side of their frequency grid.
+_TASKS = ((5.0, 30.0), (10.0, 12.0))
+_TASK_SIDE = 128
+
 _RESAMPLING_SEED = 20150205
 
 
@@ -248,6 +253,9 @@ def phantom_findings(rows: Mapping[str, CTVolume], truth: Path) -> Physics:
         _gather_power(gathered, known.phantom, power, (next(iter(rows)), within))
         # One phantom is no patient.
         findings += [f.model_copy(update={"within": within}) for f in gathered.findings()]
+        for name in rows:
+            seen = [by_row[name] for by_row in transfers.values()]
+            findings += _indices(name, seen, power.radial[name], known.pixel_mm)
         curves |= _power_curves([(known.phantom, power, known.pixel_mm)])
     return Physics(findings=tuple(findings), curves=curves, statements=tuple(statements))
 
@@ -707,6 +715,35 @@ def _resolution(
     for (name, unit), value in values.items():
         if value is not None:
             yield _alone(row, _Figure("resolution", f"{rod} {name}", unit, within), value)
+
+
+def _indices(
+    row: str, transfers: Sequence[TaskTransfer], power: RadialPower, pixel_mm: float
+) -> Iterator[Finding]:
+    """D' of the non-prewhitening observers, with the transfer of the faintest rod that is sure."""
+    sure = [found for found in transfers if found.is_sufficient]
+    if not sure:
+        return
+    transfer = min(sure, key=lambda found: abs(found.contrast_hu))
+    axis = np.fft.fftfreq(_TASK_SIDE, pixel_mm)
+    radius = np.hypot(axis[:, None], axis)
+    ttf = np.interp(radius, transfer.frequency_per_mm, transfer.transfer, right=0.0)
+    noise = np.interp(radius, power.frequency_per_mm, power.power)
+    within = (
+        f"disc, transfer of the rod of {transfer.contrast_hu:.0f} HU and noise power of this row; "
+        "a linear system is assumed, so indicative for a network"
+    )
+    for diameter_mm, contrast_hu in _TASKS:
+        task = disc_task(radius, diameter_mm, contrast_hu)
+        step = 1 / (_TASK_SIDE * pixel_mm)
+        for name, eye in (("NPW", np.ones_like(radius)), ("NPWE", eye_filter(radius))):
+            figure = _Figure(
+                "detectability",
+                f"d' ({name}), {diameter_mm:g} mm, {contrast_hu:g} HU",
+                "",
+                within,
+            )
+            yield _alone(row, figure, d_prime_npwe(task, ttf, noise, step, eye=eye))
 
 
 def _alone(row: str, figure: _Figure, value: float) -> Finding:
