@@ -69,7 +69,8 @@ def positions_of(volume: CTVolume) -> NDArray[np.float64]:
     if corners is not None:
         return corners
     along = np.array(volume.slice_positions_mm())
-    return np.array(volume.origin_mm) + along[:, None] * np.array(volume.direction[0])
+    corner: NDArray[np.float64] = np.array(volume.origin_mm)
+    return corner + along[:, None] * np.array(volume.direction[0])
 
 
 def _corners(headers: DicomHeaders) -> NDArray[np.float64] | None:
