@@ -65,12 +65,12 @@ def twin_of(full: tuple[Entry, CTVolume], candidates: Sequence[tuple[Entry, CTVo
 
 def positions_of(volume: CTVolume) -> NDArray[np.float64]:
     """Corner of each slice (D, 3) in mm; along the normal only where nothing else is known."""
-    corners = _corners(volume.headers) if isinstance(volume.headers, DicomHeaders) else None
-    if corners is not None:
-        return corners
+    told = _corners(volume.headers) if isinstance(volume.headers, DicomHeaders) else None
+    if told is not None:
+        return told
     along = np.array(volume.slice_positions_mm())
-    corner: NDArray[np.float64] = np.array(volume.origin_mm)
-    return corner + along[:, None] * np.array(volume.direction[0])
+    corners = np.array(volume.origin_mm) + along[:, None] * np.array(volume.direction[0])
+    return np.asarray(corners, np.float64)
 
 
 def _corners(headers: DicomHeaders) -> NDArray[np.float64] | None:
