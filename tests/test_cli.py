@@ -116,7 +116,7 @@ OPTIONS = {
         "--size",
         "--json",
     ],
-    "train": ["recipe", "--data", "--out"],
+    "train": ["recipe", "--data", "--out", "--from", "--set"],
 }
 
 

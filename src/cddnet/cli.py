@@ -313,13 +313,21 @@ def info(source: Input, as_json: AsJson = False) -> None:
         typer.echo("  may be denoised" if item.refusal is None else f"  refused: {item.refusal}")
 
 
-@app.command()
-def models(as_json: AsJson = False) -> None:
-    """List the networks that ship with weights."""
+networks = typer.Typer(
+    help="List the networks that ship with weights, or import others.", rich_markup_mode=None
+)
+app.add_typer(networks, name="models")
+
+
+@networks.callback(invoke_without_command=True)
+def models(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the networks that ship with weights, or import others."""
     from dataclasses import asdict
 
     from cddnet.runtime.store import cards
 
+    if context.invoked_subcommand is not None:
+        return
     if as_json:
         _print_json([asdict(card) for card in cards()])
         return
@@ -328,6 +336,25 @@ def models(as_json: AsJson = False) -> None:
             f"{card.name}  network {card.model}, default strength {card.strength:.0%}, "
             f"weights SHA-256 {card.sha256[:16]}"
         )
+
+
+@networks.command("import")
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(help="A .pth file.", show_default=False)],
+    output: NewFolder,
+    name: Annotated[str, typer.Option("--as", help="What to call it.", show_default=False)],
+    network: Annotated[
+        str | None, typer.Option(help="red_cnn and so on; default: the one whose weights fit.")
+    ] = None,
+) -> None:
+    """Turn a checkpoint of a published network into safetensors with a card; tensors alone."""
+    from cddnet.workflows.import_weights import import_weights
+
+    card = import_weights(checkpoint, name, output, network)
+    typer.echo(
+        f"{output}/{name}.safetensors: network {card.model}, weights SHA-256 {card.sha256[:16]}; "
+        "use it with --model. Research use only."
+    )
 
 
 @app.command()
@@ -705,12 +732,39 @@ def train(
     data: Annotated[
         Path, typer.Option(help="A prepared set, or the folder of the series in the split.")
     ],
-    out: Annotated[Path, typer.Option(help="A new folder for weights, card and log.")],
+    out: Annotated[
+        Path, typer.Option(help="A new folder, or one of an unfinished run, which goes on.")
+    ],
+    start: Annotated[
+        str | None,
+        typer.Option("--from", help="Weights to fine-tune: a shipped name or a .safetensors file."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="In place of the recipe's; repeatable."),
+    ] = None,
 ) -> None:
-    """Train a network on full-dose series; low dose is simulated on the way."""
-    from cddnet.workflows.train import train_from_config
+    """Train a network on full-dose series; low dose is simulated on the way.
 
-    train_from_config(recipe, data, out)
+    The same command goes on with a run that was stopped. Several processes: torchrun
+    --nproc-per-node N --no-python cddnet train ...
+    """
+    from cddnet.workflows.train import TrainOptions, train_from_config
+
+    with _progress() as show:
+        options = TrainOptions(overrides=tuple(overrides or ()), start=start, progress=show)
+        result = train_from_config(recipe, data, out, options)
+    if result is None:
+        return
+    if result.resumed_from:
+        typer.echo(f"note: went on from step {result.resumed_from}")
+    if result.skipped:
+        typer.echo(f"note: {result.skipped} steps were skipped, their gradient was not finite")
+    before, after = result.validation
+    typer.echo(
+        f"{result.weights}: {result.steps} steps, validation PSNR {before:.2f} dB low dose, "
+        f"{after:.2f} dB denoised (best {result.best_db:.2f} dB). Research use only."
+    )
 
 
 def main() -> None:

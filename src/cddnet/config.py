@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from cddnet.errors import CddnetError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 class ConfigError(CddnetError):
@@ -36,7 +41,12 @@ class PatientSplit(BaseModel, frozen=True, extra="forbid"):
 
 
 class LossWeights(BaseModel, frozen=True, extra="forbid"):
-    image: float = Field(1.0, ge=0, description="Charbonnier of the restored image")
+    """Of the methods that compare with the full dose pixel by pixel."""
+
+    error: Literal["charbonnier", "mse", "l1"] = Field(
+        "charbonnier", description="of the image; charbonnier relative to the inserted noise"
+    )
+    image: float = Field(1.0, ge=0, description="error of the restored image")
     local_mean: float = Field(0.5, ge=0, description="error of means over 16 pixels: keeps HU true")
     depth: float = Field(0.01, ge=0, description="error of the estimated radiological depth")
 
@@ -61,37 +71,122 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
 
     model: str = Field("cddnet", description="a file name in models/")
     options: dict[str, int | float | str] = Field({}, description="options of the model")
+    start: str | None = Field(
+        None, description="weights to fine-tune: a shipped name or a .safetensors file"
+    )
+    method: str = Field("supervised", description="a file name in training/methods/")
+    method_options: dict[str, Any] = Field({}, description="options of the method, if it has any")
     split: str | None = Field(
         None, description="patient split, relative to the recipe; a prepared set has its own"
     )
-    steps: int = Field(12_000, gt=0, description="optimiser steps")
-    crop: int = Field(256, multiple_of=64, description="pixels per side")
+    steps: int = Field(12_000, gt=0, description="training steps")
+    crop: int = Field(256, gt=0, multiple_of=8, description="pixels per side")
     crops_per_slice: int = Field(2, gt=0, description="crops taken of one noisy slice")
-    slices_per_step: int = Field(2, gt=0, description="noisy slices in one step")
-    learning_rate: float = Field(1e-3, gt=0, description="AdamW, cosine to a hundredth")
+    slices_per_step: int = Field(2, gt=0, description="noisy slices in one step, all processes")
+    learning_rate: float = Field(1e-3, gt=0, description="of AdamW at its largest")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
     weight_decay: float = Field(1e-4, ge=0)
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="of the rate; cosine: warm-up over a hundredth, down to a hundredth"
+    )
+    clip: float = Field(1.5, ge=0, description="gradients, times their usual norm; 0: never")
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights")
+    give_up_after: int = Field(
+        50, gt=0, description="steps in a row with a gradient that is not finite"
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float64"] = Field(
+        "auto", description="auto: bfloat16 in the networks where the hardware has it"
+    )
     validate_every: int = Field(1000, gt=0, description="steps between validations")
+    checkpoint_every: int = Field(500, gt=0, description="steps between checkpoints")
+    log_every: int = Field(100, gt=0, description="steps between lines of the log")
     seed: int = Field(0, ge=0)
-    threads: int = Field(1, gt=0, description="of the network; the noise has a process of its own")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one")
+    threads: int = Field(1, gt=0, description="of the network on a processor")
+    workers: int = Field(
+        1, ge=0, description="processes that make noise; 0: none but the network's"
+    )
+    tensorboard: bool = Field(False, description="curves and pictures besides the log")
     loss: LossWeights = LossWeights()
     noise: NoiseRange = NoiseRange()
+
+    def decisive(self) -> dict[str, Any]:
+        """What decides the weights: everything but speed and record, as JSON holds it."""
+        return self.model_dump(mode="json", exclude=_SPEED_AND_RECORD)
+
+
+_SPEED_AND_RECORD = {
+    "checkpoint_every",
+    "log_every",
+    "device",
+    "threads",
+    "workers",
+    "tensorboard",
+}
 
 
 Checked = TypeVar("Checked", bound=BaseModel)
 
 
-def load_config(path: Path, kind: type[Checked]) -> Checked:
-    """Read a YAML file into its checked form.  Raises ConfigError naming every wrong key."""
+def load_config(path: Path, kind: type[Checked], overrides: Sequence[str] = ()) -> Checked:
+    """Read a YAML file into its checked form.
+
+    overrides: "key=value" or "key.key=value", the value in YAML, in place of what the file says.
+    Raises: ConfigError naming every wrong key, and the nearest right one.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    for override in overrides:
+        values = _overridden(values, override)
+    return checked(values, kind, str(path))
+
+
+def checked(values: object, kind: type[Checked], where: str) -> Checked:
+    """Values in their checked form.  Raises ConfigError naming every wrong key."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         lines = (
-            f"{'.'.join(str(part) for part in item['loc']) or 'file'}: {item['msg']}"
+            f"{'.'.join(str(part) for part in item['loc']) or 'file'}: {_reason(item, kind)}"
             for item in error.errors()
         )
-        raise ConfigError(f"{path}: " + "; ".join(lines)) from error
+        raise ConfigError(f"{where}: " + "; ".join(lines)) from error
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The question after a wrong name, empty if nothing is near."""
+    close = get_close_matches(word, tuple(known), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _reason(item: ErrorDetails, kind: type[BaseModel]) -> str:
+    if item["type"] != "extra_forbidden":
+        return item["msg"]
+    *above, key = item["loc"]
+    within: Any = kind
+    for part in above:
+        within = within.model_fields[part].annotation
+    return f"there is no such key{nearest(str(key), within.model_fields)}"
+
+
+def _overridden(values: object, override: str) -> object:
+    name, equals, text = override.partition("=")
+    if not equals or not all(name.split(".")):
+        raise ConfigError(f"--set {override}: expected KEY=VALUE, such as steps=100.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is no YAML: {error}") from error
+    if not isinstance(values, dict):
+        return values
+    whole = dict(values)
+    *above, key = name.split(".")
+    part = whole
+    for step in above:
+        held = part.get(step)
+        part[step] = dict(held) if isinstance(held, dict) else {}
+        part = part[step]
+    part[key] = value
+    return whole

@@ -1,21 +1,29 @@
-"""Training: the rate, the average, and a short run that learns."""
+"""The workflow of training: losses, validation, what is written, and a short run that learns."""
 
 import json
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from cddnet import models
-from cddnet.config import LossWeights, PatientSplit, TrainConfig
-from cddnet.errors import FormatError
+from cddnet.config import LossWeights, TrainConfig
 from cddnet.losses.pixel import absolute, charbonnier, local_mean
 from cddnet.metrics.fidelity import psnr
+from cddnet.models import _weights
 from cddnet.models._output import Output
 from cddnet.physics.beam import SliceGeometry
 from cddnet.physics.dose import insert_noise, rng_for
+from cddnet.training import engine, methods
+from cddnet.training.methods.supervised import losses
 from cddnet.training.pairs import FullDoseSlice, NoisyPairs, Pair
+from cddnet.training.processes import Processes
 from cddnet.workflows import train
+
+SMALL = {"width": 4, "depth_width": 4}
+QUICK = {"crop": 64, "workers": 0}
 
 
 def tissue(index):
@@ -35,28 +43,28 @@ def fixed_batch(config, count=8):
     return Pair(*(torch.stack(maps) for maps in zip(*drawn, strict=True)))
 
 
-def test_the_total_loss_is_the_weighted_sum_of_its_terms(rng):
+@pytest.mark.parametrize("error", ["charbonnier", "mse", "l1"])
+def test_the_total_loss_is_the_weighted_sum_of_its_terms(error, rng):
     maps = [torch.from_numpy(rng.normal(size=(2, 1, 33, 47))) for _ in range(5)]
     output, pair = Output(maps[0].float(), maps[1].float()), Pair(*(m.float() for m in maps[2:]))
-    weights = LossWeights(image=2.0, local_mean=3.0, depth=5.0)
+    weights = LossWeights(error=error, image=2.0, local_mean=3.0, depth=5.0)
+    difference = output.image - pair.full_dose
     noise_hu = 1024 * (pair.low_dose - pair.full_dose).abs().mean(dim=(1, 2, 3), keepdim=True)
-    relative = (output.image - pair.full_dose) * 50 / (noise_hu + 30)
-    prediction = pair.full_dose + relative
+    prediction = pair.full_dose + difference * 50 / (noise_hu + 30)
+    if error != "charbonnier":
+        prediction = output.image
+    image = {
+        "charbonnier": charbonnier(prediction, pair.full_dose),
+        "mse": difference.square().mean(),
+        "l1": difference.abs().mean(),
+    }[error]
     expected = (
-        2 * charbonnier(prediction, pair.full_dose)
+        2 * image
         + 3 * local_mean(prediction, pair.full_dose)
         + 5 * absolute(output.depth, pair.depth)
     )
-    total = train._losses(output, pair, weights)["total"]
+    total = losses(output, pair, weights)["total"]
     assert total.item() == pytest.approx(expected.item(), rel=1e-6)
-
-
-def test_the_rate_warms_up_and_falls_to_a_hundredth():
-    rates = [train._rate(progress) for progress in np.linspace(0.01, 1, 50)]
-    assert rates == sorted(rates, reverse=True)
-    assert train._rate(0.0) == 0.0
-    assert train._rate(0.01) == pytest.approx(1.0, rel=1e-3)
-    assert train._rate(1.0) == pytest.approx(0.01)
 
 
 def test_validation_is_the_psnr_of_the_quarter_dose():
@@ -72,34 +80,66 @@ def test_validation_is_the_psnr_of_the_quarter_dose():
     assert 5 < expected < 60
 
 
-def test_an_existing_folder_is_never_overwritten(tmp_path):
-    (tmp_path / "r.yaml").write_text("split: s.yaml")
-    split = {"collections": [], "train": {"A": []}, "validation": {}, "test": {}}
-    (tmp_path / "s.yaml").write_text(json.dumps(split))
-    assert PatientSplit.model_validate(split)
-    with pytest.raises(FormatError, match="never overwritten"):
-        train.train_from_config(tmp_path / "r.yaml", tmp_path, tmp_path)
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_weights_written_are_usable_whatever_the_precision(precision, tmp_path):
+    """The card says what was trained on; the weights are those validated last."""
+    config = TrainConfig(steps=4, precision=precision, options=SMALL, **QUICK)
+    network = models.build("cddnet", **SMALL).to(engine.number_type(config))
+    writer = train._Writer(config, {"collections": ["made up"]})
+    writer.write(tmp_path / "weights.safetensors", network, 4, {"denoised_db": 30.0})
+    loaded, card = _weights.load(tmp_path / "weights.safetensors")
+    assert card.training["collections"] == ["made up"]
+    assert card.training["recipe"]["steps"] == card.training["step"] == 4
+    for mine, theirs in zip(network.parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(mine.float(), theirs)
+    assert train._validated(network, {"A": [tissue(1)]}).figures["low_dose_db"] > 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "weights.json",
+        "weights.safetensors",
+    ]
+
+
+def test_the_picture_shows_low_dose_denoised_and_full_dose():
+    network = models.build("cddnet", **SMALL)
+    item = tissue(2)
+    low, denoised, full = np.split(train._validated(network, {"A": [item]}).draw(), 3, axis=1)
+    window = np.clip((item.hu + 160) / 400, 0, 1)
+    assert np.abs(full - window).max() < 1e-6
+    assert np.abs(low - full).mean() > 0.005
+    # Fresh weights are nearly the identity.
+    assert 0 < np.abs(denoised - low).mean() < 0.1 * np.abs(low - full).mean()
 
 
 @pytest.mark.slow
 def test_thirty_steps_lower_the_loss(tmp_path):
     config = TrainConfig(
-        split="none", steps=30, crop=64, learning_rate=3e-3, validate_every=30, ema=0.5
+        steps=30, crop=64, learning_rate=3e-3, validate_every=30, ema=0.5, options=SMALL
     )
     torch.manual_seed(0)
-    network = models.build("cddnet", width=4, depth_width=4)
-    config = config.model_copy(update={"options": {"width": 4, "depth_width": 4}})
+    network = models.build("cddnet", **SMALL)
     batch = fixed_batch(config)
 
     def loss(trained):
         with torch.inference_mode():
-            return train._losses(trained.eval()(batch.low_dose), batch, config.loss)["total"].item()
+            return losses(trained.eval()(batch.low_dose), batch, config.loss)["total"].item()
 
     before = loss(network)
     slices = [tissue(index) for index in range(6)]
-    averaged = train._optimise(network, slices, config, {"A": slices[:1]}, tmp_path)
+    job = engine.Job(
+        config=config,
+        method=methods.build(config, network),
+        slices=slices,
+        folder=tmp_path,
+        processes=Processes(device=torch.device("cpu")),
+        validate=lambda averaged: train._validated(averaged, {"A": slices[:1]}),
+        keep_best=train._Writer(config, {}).write,
+        progress=lambda what, done, total: None,
+    )
+    averaged = engine.train(
+        replace(job, keep_best=partial(job.keep_best, tmp_path / "best.safetensors"))
+    ).denoiser
     assert loss(averaged) < 0.7 * before
     assert loss(network) < 0.7 * before
     (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
     assert json.loads(line)["step"] == 30
-    assert (tmp_path / "latest.safetensors").is_file()
+    assert (tmp_path / "best.safetensors").is_file()

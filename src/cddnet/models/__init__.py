@@ -3,8 +3,9 @@
 A model is one file with `Config` (frozen dataclass, every field with a default) and
 `build(config) -> nn.Module`; the module maps an image (B, 1, H, W) in network range to an `Output`.
 `DEAD_PARAMETERS` names parameters that nothing depends on. A network kept as published may say
-`PUBLISHED_FORWARD = True` and keep its own forward; `from_published(state_dict)` loads the weights
-of the authors' code.
+`PUBLISHED_FORWARD = True` and keep its own forward over `WINDOW`; `from_published(state_dict)`
+loads the weights of the authors' code. A file with a leading underscore is no denoiser: networks
+for training only, features, cards.
 """
 
 from __future__ import annotations
@@ -63,6 +64,16 @@ def from_published(name: str, state_dict: Mapping[str, Tensor]) -> nn.Module:
         )
     network: nn.Module = model.from_published(state_dict)
     return network
+
+
+def in_network_range(name: str, network: nn.Module) -> nn.Module:
+    """A network to denoise with: one that keeps its published forward is given the common one."""
+    model = _load(name)
+    if not getattr(model, "PUBLISHED_FORWARD", False):
+        return network
+    from cddnet.models._grey_window import GreyWindow
+
+    return GreyWindow(network, model.WINDOW)
 
 
 def _load(name: str) -> ModuleType:

@@ -53,4 +53,4 @@ def load(weights: Path) -> tuple[nn.Module, Card]:
     except (SafetensorError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise ModelError(f"{weights.name}: weights do not fit {card.model}: {first}") from error
-    return network.eval(), card
+    return models.in_network_range(card.model, network).eval(), card

@@ -32,8 +32,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cddnet.errors import ModelError
+from cddnet.models._published import UnitRange
 
 PUBLISHED_FORWARD = True
+WINDOW = UnitRange(lowest_hu=-700.0, highest_hu=300.0)
 
 DEAD_PARAMETERS: tuple[str, ...] = (
     "ae",

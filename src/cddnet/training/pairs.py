@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -12,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import IterableDataset
 
 from cddnet.config import NoiseRange, TrainConfig
 from cddnet.intensity.normalise import to_network
@@ -89,21 +89,23 @@ class NoisySlice(NamedTuple):
     depth: NDArray[np.float32]
 
 
-class NoisyPairs(IterableDataset[Pair]):
-    """Endless pairs: a slice, new noise or its real low dose, a few crops, flipped and turned."""
+class NoisyPairs:
+    """Endless pairs: a slice, new noise or its real low dose, a few crops, flipped and turned.
 
-    def __init__(self, slices: Sequence[Learnable], config: TrainConfig, first_draw: int) -> None:
+    A draw is known by its number alone: every slice once in a round, its noise by that number.
+    """
+
+    def __init__(
+        self, slices: Sequence[Learnable], config: TrainConfig, first_draw: int = 0
+    ) -> None:
         self._slices, self._config, self._first_draw = slices, config, first_draw
 
     def __iter__(self) -> Iterator[Pair]:
-        worker = torch.utils.data.get_worker_info()
-        start, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        draw = self._first_draw + start
-        while True:
-            yield from self._draw(draw)
-            draw += stride
+        for number in itertools.count(self._first_draw):
+            yield from self.draw(number)
 
-    def _draw(self, draw: int) -> Iterator[Pair]:
+    def draw(self, draw: int) -> Iterator[Pair]:
+        """The crops of one draw."""
         seed, count = self._config.seed, len(self._slices)
         order = np.random.default_rng((seed, draw // count)).permutation(count)
         chosen = self._slices[order[draw % count]]

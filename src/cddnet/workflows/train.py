@@ -1,50 +1,67 @@
-"""Train a network from full-dose series, with low dose simulated on the way."""
+"""Train: recipe -> slices -> network -> training.engine -> weights with their card.
 
-# Shapes: B batch, H row, W column; images (B, 1, H, W) in network range.
+The run's folder holds recipe.yaml (what is in effect), log.jsonl, checkpoints/, best.safetensors
+(highest validation) and, at the end, weights.safetensors; both averaged, each with its card.
+"""
+
+# Shapes: H row, W column.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+import yaml
+from numpy.typing import NDArray
+from torch import nn
 
 from cddnet import __version__, models
-from cddnet.config import ConfigError, LossWeights, PatientSplit, TrainConfig, load_config
-from cddnet.errors import FormatError
+from cddnet.config import ConfigError, PatientSplit, TrainConfig, load_config
+from cddnet.errors import FormatError, ModelError
 from cddnet.formats import read_all_series
-from cddnet.losses.pixel import absolute, charbonnier, local_mean
+from cddnet.intensity.window import hu_to_window
 from cddnet.metrics.fidelity import psnr
 from cddnet.models import _weights
-from cddnet.models._cards import Card
-from cddnet.models._output import Output
-from cddnet.training.pairs import (
-    Learnable,
-    MeasuredPair,
-    NoisyPairs,
-    Pair,
-    calibrated_low_dose,
-    in_memory,
-)
+from cddnet.runtime import store
+from cddnet.training import engine, methods
+from cddnet.training.engine import Job
+from cddnet.training.pairs import Learnable, MeasuredPair, calibrated_low_dose, in_memory
+from cddnet.training.processes import joined
 from cddnet.training.splits import load_slices, prepared_slices
 from cddnet.training.store import PreparedSet, is_prepared
+from cddnet.workflows._appearing import appearing, remove_partial, write_whole
 from cddnet.workflows.denoise import denoise_slice
 
-# A starved slice may give a gradient many times the usual one, enough to ruin the weights.
-_CLIP_TO_USUAL = 1.5
-# 50 and 30 HU: an error after 20 HU of mean absolute noise counts once.
-_NOISE_UNIT, _NOISE_FLOOR = 50 / 1024, 30 / 1024
+RECIPE, WEIGHTS, BEST = "recipe.yaml", "weights.safetensors", "best.safetensors"
+_ABOUT = "run.json"
 _VALIDATION_WINDOW_HU = (-160.0, 240.0)
 _VALIDATION_DOSE = 0.25
 _VALIDATION_SLICES = 4
+
+Progress = Callable[[str, int, int], None]
+Slices = Mapping[str, Sequence[Learnable]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """overrides: KEY=VALUE in place of what the recipe says.  start: weights to fine-tune, a
+    shipped name or a file, in place of the recipe's.  progress: (what, done, in all).
+    """
+
+    overrides: Sequence[str] = ()
+    start: str | None = None
+    progress: Progress = lambda what, done, total: None
 
 
 class Validation(NamedTuple):
@@ -54,45 +71,169 @@ class Validation(NamedTuple):
     denoised_db: float
 
 
+class TrainResult(NamedTuple):
+    """weights: of the averaged network after the last step.  resumed_from: a step, 0 if new.
+    best_db: of best.safetensors.
+    """
+
+    weights: Path
+    resumed_from: int
+    steps: int
+    skipped: int
+    validation: Validation
+    best_db: float
+
+
 class _Data(NamedTuple):
     """Slices of each patient. source: for the card."""
 
-    learned: Mapping[str, Sequence[Learnable]]
-    checked: Mapping[str, Sequence[Learnable]]
+    learned: Slices
+    checked: Slices
     source: Mapping[str, object]
 
 
-def train_from_config(recipe: Path, data: Path, out: Path) -> None:
-    """Train by a recipe; writes weights, card and log into the new folder out.
+def train_from_config(
+    recipe: Path, data: Path, out: Path, options: TrainOptions | None = None
+) -> TrainResult | None:
+    """Train by a recipe into the folder out, or go on with the unfinished run in it.
 
     data: a prepared set, whose own split rules, or the folder that the recipe's split names.
-    Raises: ConfigError, FormatError (out exists, data missing), LeakError, ModelError.
+    Returns: None in the processes, of those that torchrun started, that write nothing.
+    Raises: ConfigError, FormatError (out holds something else, a finished run, or one of another
+    recipe or data; data missing), LeakError, ModelError, TrainingError.
     """
-    config = load_config(recipe, TrainConfig)
-    if out.exists():
-        raise FormatError(f"{out} exists; give a new folder, runs are never overwritten.")
-    learned, checked, source = _data(recipe, config, data)
-    out.mkdir(parents=True)
-    torch.manual_seed(config.seed)
-    torch.set_num_threads(config.threads)
-    network = models.build(config.model, **config.options)
-    averaged = _optimise(
-        network, [s for group in learned.values() for s in group], config, checked, out
-    )
-    final = validate(averaged, checked)
-    training = {
-        "recipe": config.model_dump(mode="json"),
-        **source,
-        "patients": sorted(learned),
-        "slices": sum(len(group) for group in learned.values()),
-        "validation": {
-            **final._asdict(),
-            "window_hu": _VALIDATION_WINDOW_HU,
-            "dose": _VALIDATION_DOSE,
-        },
-    }
-    card = _save(averaged, out / "weights.safetensors", config, training)
-    _log(out, step=config.steps, sha256=card.sha256, **final._asdict())
+    options = options or TrainOptions()
+    config = load_config(recipe, TrainConfig, options.overrides)
+    if options.start is not None:
+        config = config.model_copy(update={"start": options.start})
+    with joined(config.device) as processes, ExitStack() as held:
+        torch.manual_seed(config.seed)
+        torch.set_num_threads(config.threads)
+        denoiser, config, about = _denoiser(config)
+        method = methods.build(config, denoiser.to(processes.device, engine.number_type(config)))
+        if processes.is_first:
+            _require_free_or_unfinished(out, config)
+        found = _data(recipe, config, data)
+        if processes.is_first:
+            out.mkdir(parents=True, exist_ok=True)
+            held.enter_context(_held_alone(out))
+            _begin(out, config, about | {"data": _digest(found)})
+        processes.wait()
+        label = getattr(method, "label", config.method)
+        writer = _Writer(config, {"method": label, **about, **_described(found)})
+        job = Job(
+            config=config,
+            method=method,
+            slices=[item for group in found.learned.values() for item in group],
+            folder=out,
+            processes=processes,
+            validate=partial(_validated, patients=found.checked),
+            keep_best=partial(writer.write, out / BEST),
+            progress=options.progress if processes.is_first else TrainOptions().progress,
+        )
+        trained = engine.train(job)
+        if not processes.is_first:
+            return None
+        state = trained.state
+        writer.write(out / WEIGHTS, trained.denoiser, state.step, state.validation)
+        return TrainResult(
+            weights=out / WEIGHTS,
+            resumed_from=trained.resumed_from,
+            steps=state.step,
+            skipped=state.skipped,
+            validation=Validation(**state.validation),
+            best_db=math.nan if state.best is None else state.best,
+        )
+
+
+def _require_free_or_unfinished(out: Path, config: TrainConfig) -> None:
+    """Raises FormatError or ConfigError where a run may neither begin nor go on."""
+    if not out.exists():
+        return
+    names = [path.name for path in out.iterdir()] if out.is_dir() else [out.name]
+    # What a run that was killed at its very beginning left.
+    if all(name == _ABOUT or name.startswith(".part.") for name in names):
+        return
+    if not (out / RECIPE).is_file():
+        raise FormatError(
+            f"{out} exists and is no training run; give a new folder, nothing is overwritten."
+        )
+    if (out / WEIGHTS).with_suffix(".json").is_file():
+        raise FormatError(
+            f"{out} holds a finished run; give a new folder, runs are never overwritten."
+        )
+    before, now = load_config(out / RECIPE, TrainConfig).decisive(), config.decisive()
+    differing = [f"{key} {before[key]} (now {now[key]})" for key in now if before[key] != now[key]]
+    if differing:
+        raise ConfigError(
+            f"{out} holds an unfinished run of another recipe: {'; '.join(differing)}. Give that "
+            "recipe to go on, or a new folder."
+        )
+
+
+@contextmanager
+def _held_alone(out: Path) -> Iterator[None]:
+    """Keep other programs from training in this folder; a killed one holds it no longer. Windows
+    has no such locks.
+
+    Raises: FormatError if another one does.
+    """
+    if os.name == "nt":
+        yield
+        return
+    import fcntl
+
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise FormatError(
+            f"{out}: another program trains in this folder; wait for it, or give a new folder."
+        ) from error
+    finally:
+        os.close(folder)
+
+
+def _begin(out: Path, config: TrainConfig, about: Mapping[str, object]) -> None:
+    """Write what the run is, or check that it was begun with the same data and weights."""
+    remove_partial(out)
+    path = out / _ABOUT
+    text = json.dumps(about, indent=1)
+    if (out / RECIPE).is_file() and path.read_text(encoding="utf-8") != text:
+        raise FormatError(
+            f"{out} holds an unfinished run on other data or from other weights; give those to go "
+            "on, or a new folder."
+        )
+    write_whole(path, text.encode())
+    effective = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_whole(out / RECIPE, effective.encode())
+
+
+def _denoiser(config: TrainConfig) -> tuple[nn.Module, TrainConfig, dict[str, object]]:
+    """The network to train, the recipe with its options, and what it starts from.
+
+    Raises: ModelError if the weights to start from are of another network.
+    """
+    if config.start is None:
+        return models.build(config.model, **config.options), config, {}
+    network, card = store.load(config.start)
+    if card.model != config.model or card.options != card.options | config.options:
+        raise ModelError(
+            f"{config.start}: holds network '{card.model}' with {card.options}, the recipe says "
+            f"'{config.model}' with {config.options}; name the model and options of the weights."
+        )
+    config = config.model_copy(update={"options": card.options})
+    return network, config, {"start": {"name": card.name, "sha256": card.sha256}}
+
+
+def _digest(data: _Data) -> str:
+    """SHA-256 of what is learned from and checked on, by series and slice."""
+    sides = [
+        [[patient, item.series_uid, item.slice_index] for patient in side for item in side[patient]]
+        for side in (data.learned, data.checked)
+    ]
+    return hashlib.sha256(json.dumps(sides).encode()).hexdigest()
 
 
 def _data(recipe: Path, config: TrainConfig, data: Path) -> _Data:
@@ -125,95 +266,65 @@ def _data(recipe: Path, config: TrainConfig, data: Path) -> _Data:
     )
 
 
-def _optimise(
-    network: nn.Module,
-    slices: Sequence[Learnable],
-    config: TrainConfig,
-    checked: Mapping[str, Sequence[Learnable]],
-    out: Path,
-) -> nn.Module:
-    optimiser = torch.optim.AdamW(
-        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step / config.steps))
-    averaged = deepcopy(network)
-    fast = torch.bfloat16 if _has_bfloat16() else torch.float32
-    started, skipped, usual = time.monotonic(), 0, 1.0
-    for step, pair in zip(range(1, config.steps + 1), _batches(slices, config), strict=False):
-        network.train()
-        with torch.autocast("cpu", dtype=fast, enabled=fast is torch.bfloat16):
-            output = network(pair.low_dose)
-        terms = _losses(output, pair, config.loss)
-        optimiser.zero_grad(set_to_none=True)
-        terms["total"].backward()  # type: ignore[no-untyped-call]
-        limit = _CLIP_TO_USUAL * usual
-        norm = float(nn.utils.clip_grad_norm_(network.parameters(), limit))
-        if math.isfinite(norm):
-            usual += 0.02 * (min(norm, limit) - usual)
-            optimiser.step()
-            _average(averaged, network, min(config.ema, step / (step + 10)))
-        else:
-            skipped += 1
-        schedule.step()
-        if step % 100 == 0:
-            losses = {name: round(value.item(), 6) for name, value in terms.items()}
-            seconds = round(time.monotonic() - started, 1)
-            _log(out, step=step, seconds=seconds, skipped=skipped, norm=usual, **losses)
-        if step % config.validate_every == 0:
-            _log(out, step=step, **validate(averaged, checked)._asdict())
-            _save(averaged, out / "latest.safetensors", config, {"steps": step})
-    return averaged
+class _Writer(NamedTuple):
+    """Writes weights and their card, in place of those before. training: for the card."""
+
+    config: TrainConfig
+    training: Mapping[str, object]
+
+    def write(
+        self, path: Path, network: nn.Module, step: int, validation: Mapping[str, float]
+    ) -> None:
+        """The card appears last: a run is finished when its card is there."""
+        measured = {"window_hu": _VALIDATION_WINDOW_HU, "dose": _VALIDATION_DOSE}
+        recipe = self.config.model_dump(mode="json", exclude={"start"})
+        with appearing(path.with_suffix(".json")), appearing(path) as part:
+            _weights.save(
+                _in_float32(network),
+                part,
+                name=f"{self.config.model}@1",
+                model=self.config.model,
+                options=models.all_options(self.config.model, **self.config.options),
+                version=__version__,
+                training={
+                    "recipe": recipe,
+                    **self.training,
+                    "step": step,
+                    "validation": {**validation, **measured},
+                },
+            )
 
 
-def _save(network: nn.Module, path: Path, config: TrainConfig, training: dict[str, object]) -> Card:
-    return _weights.save(
-        network,
-        path,
-        name=f"{config.model}@1",
-        model=config.model,
-        options=models.all_options(config.model, **config.options),
-        version=__version__,
-        training=training,
-    )
-
-
-@torch.no_grad()
-def _average(averaged: nn.Module, network: nn.Module, decay: float) -> None:
-    for mean, value in zip(averaged.parameters(), network.parameters(), strict=True):
-        mean.lerp_(value, 1 - decay)
-
-
-def _losses(output: Output, pair: Pair, weights: LossWeights) -> dict[str, Tensor]:
-    # Errors count relative to the inserted noise, so that quiet slices matter beside starved ones.
-    noise = (pair.low_dose - pair.full_dose).abs().mean(dim=(1, 2, 3), keepdim=True)
-    scale = _NOISE_UNIT / (noise + _NOISE_FLOOR)
-    prediction = pair.full_dose + scale * (output.image.float() - pair.full_dose)
-    image = charbonnier(prediction, pair.full_dose)
-    mean = local_mean(prediction, pair.full_dose)
-    total = weights.image * image + weights.local_mean * mean
-    if output.depth is None:
-        return {"image": image, "local_mean": mean, "total": total}
-    depth = absolute(output.depth.float(), pair.depth)
+def _described(data: _Data) -> dict[str, object]:
     return {
-        "image": image,
-        "local_mean": mean,
-        "depth": depth,
-        "total": total + weights.depth * depth,
+        **data.source,
+        "patients": sorted(data.learned),
+        "slices": sum(len(group) for group in data.learned.values()),
     }
 
 
-def _batches(slices: Sequence[Learnable], config: TrainConfig) -> Iterator[Pair]:
-    loader = DataLoader(
-        NoisyPairs(slices, config, first_draw=0),
-        batch_size=config.slices_per_step * config.crops_per_slice,
-        num_workers=1,
-        multiprocessing_context="spawn",
-        prefetch_factor=8,
-    )
-    yield from loader
+def _in_float32(network: nn.Module) -> nn.Module:
+    """As it is used; a run in float64 averages in float64."""
+    exact = any(parameter.dtype == torch.float64 for parameter in network.parameters())
+    return deepcopy(network).float() if exact else network
 
 
-def validate(network: nn.Module, patients: Mapping[str, Sequence[Learnable]]) -> Validation:
+def _validated(network: nn.Module, patients: Slices) -> engine.Validation:
+    usable = _in_float32(network)
+    found = validate(usable, patients)
+    first = next(iter(patients.values()))[0]
+    return engine.Validation(found.denoised_db, found._asdict(), partial(_picture, usable, first))
+
+
+def _picture(network: nn.Module, source: Learnable) -> NDArray[np.float32]:
+    """Low dose, denoised and full dose side by side (H, 3 W), black at 0 and white at 1."""
+    item = in_memory(source)
+    low_dose = _low_dose(source)
+    panels = (low_dose, _denoised(low_dose, network), item.hu)
+    return hu_to_window(np.concatenate(panels, axis=1), _VALIDATION_WINDOW_HU)
+
+
+def validate(network: nn.Module, patients: Slices) -> Validation:
     """Whole slices at the calibrated quarter dose, or the real low dose where there is one; at most
     four evenly chosen ones per patient.
     """
@@ -228,30 +339,19 @@ def validate(network: nn.Module, patients: Mapping[str, Sequence[Learnable]]) ->
 
 
 def _score(network: nn.Module, source: Learnable) -> tuple[float, float]:
-    item = in_memory(source)
-    if isinstance(source, MeasuredPair):
-        low_dose = source.read_low_dose()
-    else:
-        low_dose = calibrated_low_dose(item, _VALIDATION_DOSE)
-    nowhere = np.zeros(low_dose.shape, np.bool_)
-    denoised = denoise_slice(low_dose, nowhere, network, strength=1.0)
+    full_dose, low_dose = source.hu, _low_dose(source)
     return (
-        psnr(item.hu, low_dose, window_hu=_VALIDATION_WINDOW_HU),
-        psnr(item.hu, denoised, window_hu=_VALIDATION_WINDOW_HU),
+        psnr(full_dose, low_dose, window_hu=_VALIDATION_WINDOW_HU),
+        psnr(full_dose, _denoised(low_dose, network), window_hu=_VALIDATION_WINDOW_HU),
     )
 
 
-def _rate(progress: float) -> float:
-    warm = min(1.0, progress / 0.01)
-    return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+def _low_dose(source: Learnable) -> NDArray[np.float32]:
+    if isinstance(source, MeasuredPair):
+        return source.read_low_dose()
+    return calibrated_low_dose(in_memory(source), _VALIDATION_DOSE)
 
 
-def _has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 itself; others are slower with it."""
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(supported and supported())
-
-
-def _log(out: Path, **values: object) -> None:
-    with (out / "log.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(values) + "\n")
+def _denoised(low_dose: NDArray[np.float32], network: nn.Module) -> NDArray[np.float32]:
+    nowhere = np.zeros(low_dose.shape, np.bool_)
+    return denoise_slice(low_dose, nowhere, network, strength=1.0)
