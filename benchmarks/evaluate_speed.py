@@ -77,7 +77,9 @@ def main() -> None:
 
     def ours() -> float:
         start = time.perf_counter()
-        evaluate_cases(cases, protocol, mask=chosen.mask, options=EvaluateOptions(with_physics=False))
+        evaluate_cases(
+            cases, protocol, mask=chosen.mask, options=EvaluateOptions(with_physics=False)
+        )
         return time.perf_counter() - start
 
     def skimage() -> float:

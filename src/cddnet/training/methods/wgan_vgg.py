@@ -1,0 +1,215 @@
+"""WGAN-VGG: a denoiser against a Wasserstein critic, held to the full dose by features.
+
+Source: Yang et al., IEEE TMI 37(6), 2018. Features are those of VGG19 after its 16th convolution
+and ReLU, from a file of the user's; or those of our own shipped network, which need nothing; or
+none. What ran is named for it (`label`): without VGG19 it is not WGAN-VGG.
+
+Differs from the paper: the critic's updates of one step see the same crops, each between other
+points of real and fake. Differs from public PyTorch forms: the critic's gradient is that of one
+update, not the sum over them; images enter VGG19 with ImageNet's mean and deviation, as torchvision
+trained it. The authors give it grey levels times 255, less a mean, with weights of Caffe: features
+then have another scale, so that equal weights of the loss are not equal trainings.
+"""
+
+# Shapes: B batch, H row, W column; images (B, 1, H, W) in network range; `grey` is 0..1 of the
+# critic's range.
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+import safetensors.torch
+import torch
+from pydantic import BaseModel, Field, model_validator
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from cddnet.config import TrainConfig
+from cddnet.errors import ModelError
+from cddnet.losses.adversarial import gradient_penalty, wasserstein_critic, wasserstein_generator
+from cddnet.losses.perceptual import Convention, feature_distance
+from cddnet.models import _weights, wgan_vgg
+from cddnet.models._features import FeatureNetwork
+from cddnet.training.methods import Updates, adamw, frozen, like, options_of
+from cddnet.training.pairs import Pair
+
+_OWN = "cddnet@1"
+_VGG19_SHA256 = "dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44"
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Options(BaseModel, frozen=True, extra="forbid"):
+    critic_updates: int = Field(4, gt=0, description="of the critic for each of the denoiser")
+    penalty: float = Field(10.0, ge=0, description="weight of the gradient penalty, in grey levels")
+    perceptual: float = Field(0.1, ge=0, description="weight of the distance of features")
+    distance: Convention = Field("paper", description="of features; see losses/perceptual.py")
+    features: Literal["own", "vgg19", "none"] = Field("own", description="that are compared")
+    vgg19_file: Path | None = Field(
+        None, description="vgg19-dcbb9e9d.pth, or .safetensors with its keys; nothing is downloaded"
+    )
+    vgg19_sha256: str = Field(_VGG19_SHA256, description="of that file; torchvision's by default")
+
+    @model_validator(mode="after")
+    def _file_where_it_is_used(self) -> Options:
+        if (self.features == "vgg19") != (self.vgg19_file is not None):
+            raise ValueError("features vgg19 needs vgg19_file, and nothing else does")
+        return self
+
+    @property
+    def label(self) -> str:
+        """What tables call it."""
+        return {
+            "vgg19": "WGAN-VGG",
+            "own": "WGAN + own features",
+            "none": "WGAN without features",
+        }[self.features]
+
+
+class WganVgg:
+    """The critic judges crops of the recipe's size, in the range of the denoiser's `Config`."""
+
+    def __init__(self, config: TrainConfig, denoiser: nn.Module) -> None:
+        self._options = options_of(config, Options)
+        self.label = self._options.label
+        whose = denoiser.config if isinstance(denoiser, wgan_vgg.Generator) else wgan_vgg.Config()
+        critic = wgan_vgg.build_critic(whose, config.crop)
+        self.denoiser = denoiser
+        self.critic = like(critic, denoiser)
+        self._range = critic.range
+        features = _features(self._options, critic)
+        self._features = None if features is None else like(features, denoiser)
+        self.networks: Mapping[str, nn.Module] = {"denoiser": denoiser, "critic": self.critic}
+        self.optimisers: Mapping[str, Optimizer] = {
+            name: adamw(network.parameters(), config) for name, network in self.networks.items()
+        }
+
+    def step(self, pair: Pair, updates: Updates) -> Mapping[str, Tensor]:
+        """The critic some times by what the denoiser gives, then the denoiser by the new critic."""
+        with updates.autocast():
+            output = updates.network("denoiser")(pair.low_dose)
+        denoised = output.image.to(pair.full_dose.dtype)
+        for _ in range(self._options.critic_updates):
+            terms = self._teach_critic(pair.full_dose, denoised.detach(), updates)
+        return terms | self._teach_denoiser(pair.full_dose, denoised, updates)
+
+    def _teach_critic(self, real: Tensor, fake: Tensor, updates: Updates) -> dict[str, Tensor]:
+        critic = updates.network("critic")
+        with updates.autocast():
+            scores = [critic(images).to(real.dtype) for images in (real, fake)]
+        distance = wasserstein_critic(*scores)
+        # The norm 1 that it asks for is of scores per grey level, as published.
+        penalty = gradient_penalty(
+            lambda grey: critic(self._range.from_unit(grey)),
+            self._range.to_unit(real),
+            self._range.to_unit(fake),
+            updates.uniform(len(real), 1, 1, 1),
+        )
+        loss = distance + self._options.penalty * penalty
+        updates.minimise("critic", loss)
+        return {"critic": loss, "wasserstein": -distance, "penalty": penalty}
+
+    def _teach_denoiser(
+        self, full_dose: Tensor, denoised: Tensor, updates: Updates
+    ) -> dict[str, Tensor]:
+        with frozen(self.critic), updates.autocast():
+            scores = self.critic(denoised)
+        adversarial = wasserstein_generator(scores.to(full_dose.dtype))
+        terms, total = {"adversarial": adversarial}, adversarial
+        if self._features is not None:
+            with updates.autocast():
+                distance = feature_distance(
+                    self._features, denoised, full_dose, convention=self._options.distance
+                )
+            terms["perceptual"] = distance
+            total = total + self._options.perceptual * distance
+        updates.minimise("denoiser", total)
+        return terms | {"total": total}
+
+
+def build(config: TrainConfig, denoiser: nn.Module) -> WganVgg:
+    """Raises: ConfigError for wrong options; ModelError for a crop too small for the critic, or a
+    file of VGG19 that is missing, another one than stated, or does not fit.
+    """
+    return WganVgg(config, denoiser)
+
+
+def _features(options: Options, critic: wgan_vgg.Critic) -> nn.Module | None:
+    if options.vgg19_file is not None:
+        state = _read(options.vgg19_file, options.vgg19_sha256)
+        return Vgg19Features(FeatureNetwork("vgg19", state), critic)
+    return None if options.features == "none" else OwnFeatures()
+
+
+class OwnFeatures(nn.Module):
+    """Frozen: images (B, 1, H, W) to the deepest features of the shipped network, at an eighth of
+    the resolution.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        path = Path(str(files("cddnet") / "weights" / f"{_OWN}.safetensors"))
+        self.network, _ = _weights.load(path)
+        self.network.requires_grad_(False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        found: list[Tensor] = []
+        deepest = self.network.get_submodule("body.bottom")
+        with deepest.register_forward_hook(lambda *call: found.append(call[-1])):
+            self.network(image)
+        return found[0]
+
+
+class Vgg19Features(nn.Module):
+    """Frozen: images (B, 1, H, W) to the features after the 16th convolution and ReLU of VGG19.
+
+    The grey level of the critic's range is each of the three colours.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: FeatureNetwork, critic: wgan_vgg.Critic) -> None:
+        super().__init__()
+        self.network, self._range = network, critic.range
+        self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(_IMAGENET_STD).view(1, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        colours = (self._range.to_unit(image) - self.mean) / self.std
+        found: Tensor = self.network.features(colours)
+        return found
+
+
+def _read(path: Path, sha256: str) -> dict[str, Tensor]:
+    """Checked before it is parsed, and parsed from the bytes that were checked."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"{path}: weights of VGG19 cannot be read: {error.strerror}; name the file that "
+            "torchvision publishes, vgg19-dcbb9e9d.pth, in vgg19_file, or set features to own."
+        ) from error
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != sha256:
+        raise ModelError(
+            f"{path}: SHA-256 is {digest}, expected {sha256}; fetch the file again, or state it in "
+            "vgg19_sha256 if the file is yours and meant."
+        )
+    try:
+        state = (
+            safetensors.torch.load(content)
+            if path.suffix == ".safetensors"
+            else torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        )
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ModelError(f"{path}: is no file of weights: {type(error).__name__}.") from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ModelError(f"{path}: is no table of weights by key; save a state_dict.")
+    return state
