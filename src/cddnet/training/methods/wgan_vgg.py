@@ -16,33 +16,25 @@ then have another scale, so that equal weights of the loss are not equal trainin
 
 from __future__ import annotations
 
-import hashlib
-import io
-import pickle
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-import safetensors.torch
-import torch
 from pydantic import BaseModel, Field, model_validator
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cddnet.config import TrainConfig
-from cddnet.errors import ModelError
 from cddnet.losses.adversarial import gradient_penalty, wasserstein_critic, wasserstein_generator
 from cddnet.losses.perceptual import Convention, feature_distance
 from cddnet.models import _weights, wgan_vgg
 from cddnet.models._features import FeatureNetwork
 from cddnet.training.methods import Updates, adamw, frozen, like, options_of
+from cddnet.training.methods._vgg19 import VGG19_SHA256, as_imagenet, read_weights
 from cddnet.training.pairs import Pair
 
 _OWN = "cddnet@1"
-_VGG19_SHA256 = "dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44"
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Options(BaseModel, frozen=True, extra="forbid"):
@@ -54,7 +46,7 @@ class Options(BaseModel, frozen=True, extra="forbid"):
     vgg19_file: Path | None = Field(
         None, description="vgg19-dcbb9e9d.pth, or .safetensors with its keys; nothing is downloaded"
     )
-    vgg19_sha256: str = Field(_VGG19_SHA256, description="of that file; torchvision's by default")
+    vgg19_sha256: str = Field(VGG19_SHA256, description="of that file; torchvision's by default")
 
     @model_validator(mode="after")
     def _file_where_it_is_used(self) -> Options:
@@ -142,7 +134,9 @@ def build(config: TrainConfig, denoiser: nn.Module) -> WganVgg:
 
 def _features(options: Options, critic: wgan_vgg.Critic) -> nn.Module | None:
     if options.vgg19_file is not None:
-        state = _read(options.vgg19_file, options.vgg19_sha256)
+        state = read_weights(
+            options.vgg19_file, options.vgg19_sha256, otherwise="set features to own"
+        )
         return Vgg19Features(FeatureNetwork("vgg19", state), critic)
     return None if options.features == "none" else OwnFeatures()
 
@@ -172,44 +166,10 @@ class Vgg19Features(nn.Module):
     The grey level of the critic's range is each of the three colours.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, network: FeatureNetwork, critic: wgan_vgg.Critic) -> None:
         super().__init__()
         self.network, self._range = network, critic.range
-        self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(_IMAGENET_STD).view(1, 3, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
-        colours = (self._range.to_unit(image) - self.mean) / self.std
-        found: Tensor = self.network.features(colours)
+        found: Tensor = self.network.features(as_imagenet(self._range.to_unit(image)))
         return found
-
-
-def _read(path: Path, sha256: str) -> dict[str, Tensor]:
-    """Checked before it is parsed, and parsed from the bytes that were checked."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ModelError(
-            f"{path}: weights of VGG19 cannot be read: {error.strerror}; name the file that "
-            "torchvision publishes, vgg19-dcbb9e9d.pth, in vgg19_file, or set features to own."
-        ) from error
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != sha256:
-        raise ModelError(
-            f"{path}: SHA-256 is {digest}, expected {sha256}; fetch the file again, or state it in "
-            "vgg19_sha256 if the file is yours and meant."
-        )
-    try:
-        state = (
-            safetensors.torch.load(content)
-            if path.suffix == ".safetensors"
-            else torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        )
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ModelError(f"{path}: is no file of weights: {type(error).__name__}.") from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ModelError(f"{path}: is no table of weights by key; save a state_dict.")
-    return state
