@@ -88,6 +88,8 @@ def test_weights_written_are_usable_whatever_the_precision(precision, tmp_path):
     writer = train._Writer(config, {"collections": ["made up"]})
     writer.write(tmp_path / "weights.safetensors", network, 4, {"denoised_db": 30.0})
     loaded, card = _weights.load(tmp_path / "weights.safetensors")
+    # Never the name of shipped weights: headers of images will carry it.
+    assert card.name == f"{card.model}@own"
     assert card.training["collections"] == ["made up"]
     assert card.training["recipe"]["steps"] == card.training["step"] == 4
     for mine, theirs in zip(network.parameters(), loaded.parameters(), strict=True):

@@ -6,8 +6,9 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import safetensors.torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from cddnet import models
@@ -19,7 +20,8 @@ from cddnet.models._cards import Card, file_hash, read_card
 def save(network: nn.Module, weights: Path, **card: object) -> Card:
     """Write `weights` (.safetensors) and its card beside it (.json), with the hash filled in."""
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
-    save_file(state, weights)
+    # Its own writer makes files that nobody else may read.
+    weights.write_bytes(safetensors.torch.save(state))
     written = Card(sha256=file_hash(weights), **card)  # type: ignore[arg-type]
     weights.with_suffix(".json").write_text(
         json.dumps(asdict(written), indent=2) + "\n", encoding="utf-8"

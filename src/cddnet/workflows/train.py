@@ -282,7 +282,7 @@ class _Writer(NamedTuple):
             _weights.save(
                 _in_float32(network),
                 part,
-                name=f"{self.config.model}@1",
+                name=f"{self.config.model}@own",
                 model=self.config.model,
                 options=models.all_options(self.config.model, **self.config.options),
                 version=__version__,
