@@ -9,10 +9,16 @@ Source: Krizhevsky, arXiv 1404.5997, 2014 (AlexNet, one tower); Simonyan and Zis
 
 from __future__ import annotations
 
+import io
+import pickle
 from collections.abc import Callable, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from cddnet.errors import ModelError
@@ -26,6 +32,24 @@ class _Layout(NamedTuple):
     layers: tuple[nn.Module, ...]
     taps: tuple[int, ...]
     smallest: int
+
+
+def parsed(content: bytes, path: Path) -> dict[str, Tensor]:
+    """Weights by key of a file's bytes, whose digest the caller has checked; tensors alone.
+
+    Raises: ModelError for bytes that are no weights, naming the path.
+    """
+    try:
+        state = (
+            safetensors.torch.load(content)
+            if path.suffix == ".safetensors"
+            else torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        )
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ModelError(f"{path}: is no file of weights: {type(error).__name__}.") from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ModelError(f"{path}: is no table of weights by key; save a state_dict.")
+    return state
 
 
 def names() -> tuple[str, ...]:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import pickle
 from pathlib import Path
 from typing import NamedTuple
 
-import safetensors.torch
-import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from cddnet.errors import ModelError
 from cddnet.metrics.perceptual import Lpips
-from cddnet.models._features import FeatureNetwork
+from cddnet.models._features import FeatureNetwork, parsed
 
 LPIPS_NETWORKS = ("alexnet", "vgg16")
 SUMS = "SHA256SUMS"
@@ -153,18 +148,8 @@ def _read(path: Path, file: _File) -> _Weights:
             f"If it is yours and meant, state its digest with 'sha256sum {path.name} >> {SUMS}' in "
             "its folder."
         )
-    try:
-        state = (
-            safetensors.torch.load(content)
-            if path.suffix == ".safetensors"
-            else torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        )
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ModelError(f"{path}: is no file of weights: {type(error).__name__}.") from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ModelError(f"{path}: is no table of weights by key; save a state_dict.")
     whose = f"stated in {SUMS}" if stated else f"as published by {file.origin}"
-    return _Weights(state, f"{path.name}, SHA-256 {digest} {whose}")
+    return _Weights(parsed(content, path), f"{path.name}, SHA-256 {digest} {whose}")
 
 
 def _stated(path: Path) -> str | None:

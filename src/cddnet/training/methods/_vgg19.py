@@ -5,16 +5,12 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import pickle
 from pathlib import Path
 
-import safetensors.torch
-import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from cddnet.errors import ModelError
+from cddnet.models._features import parsed
 
 # Of torchvision's vgg19-dcbb9e9d.pth.
 VGG19_SHA256 = "dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44"
@@ -47,14 +43,4 @@ def read_weights(path: Path, sha256: str, *, otherwise: str) -> dict[str, Tensor
             f"{path}: SHA-256 is {digest}, expected {sha256}; fetch the file again, or state it in "
             "vgg19_sha256 if the file is yours and meant."
         )
-    try:
-        state = (
-            safetensors.torch.load(content)
-            if path.suffix == ".safetensors"
-            else torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        )
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ModelError(f"{path}: is no file of weights: {type(error).__name__}.") from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ModelError(f"{path}: is no table of weights by key; save a state_dict.")
-    return state
+    return parsed(content, path)
