@@ -478,12 +478,7 @@ def evaluate(
         raise typer.BadParameter("give --protocol: no figure means anything without its window.")
     if not paired and (protocol or low_dose or detect or lpips_weights or fidelity_only):
         raise typer.BadParameter(f"--mode {mode.value} has no full dose to measure against.")
-    methods = {"test": test}
-    for item in method or ():
-        name, separator, path = item.partition("=")
-        if not (name and separator and path) or name in methods:
-            raise typer.BadParameter(f"--method {item}: expected NAME=PATH, each name once.")
-        methods[name] = Path(path)
+    methods = _named_paths(method or [], {"test": test})
     with _progress() as show:
         options = EvaluateOptions(
             window_hu=window,
@@ -577,8 +572,8 @@ def report(
     typer.echo(f"{result.page}: open it in a browser. Research use only.")
 
 
-def _named_paths(items: list[str]) -> dict[str, Path]:
-    methods: dict[str, Path] = {}
+def _named_paths(items: list[str], named: dict[str, Path] | None = None) -> dict[str, Path]:
+    methods = dict(named or {})
     for item in items:
         name, separator, path = item.partition("=")
         if not (name and separator and path) or name in methods:

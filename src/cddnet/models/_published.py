@@ -72,11 +72,20 @@ def check_channels(image: Tensor, channels: int, network: str) -> None:
         )
 
 
-def load(build: Callable[[], Network], state_dict: Mapping[str, Tensor], what: str) -> Network:
+def load(
+    build: Callable[[], Network],
+    state_dict: Mapping[str, Tensor],
+    what: str,
+    *,
+    remedy: str = (
+        "Pass its state dict, complete and alone, not a whole checkpoint "
+        "(often it is one entry of it)."
+    ),
+) -> Network:
     """A network in evaluation mode with published weights, which are copied.
 
     Parameters: build makes the network; state_dict has its keys, all bare or all prefixed with
-    `module.`; what names the weights in the refusal.
+    `module.`; what names the weights in the refusal, remedy says what to do.
     Raises: ModelError if a key is missing, unexpected, or holds something of another shape.
     """
     with torch.device("meta"):
@@ -85,10 +94,7 @@ def load(build: Callable[[], Network], state_dict: Mapping[str, Tensor], what: s
     expected = network.state_dict()
     problems = _problems(weights, expected)
     if problems:
-        raise ModelError(
-            f"These are not weights of {what}: {'; '.join(problems)}. Pass its state dict, "
-            "complete and alone, not a whole checkpoint (often it is one entry of it)."
-        )
+        raise ModelError(f"These are not weights of {what}: {'; '.join(problems)}. {remedy}")
     network.to_empty(device="cpu").load_state_dict(weights)
     return network.eval()
 

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cddnet.errors import ModelError
-from cddnet.models._published import UnitRange
+from cddnet.models._published import UnitRange, load
 
 PUBLISHED_FORWARD = True
 WINDOW = UnitRange(lowest_hu=-700.0, highest_hu=300.0)
@@ -330,29 +330,15 @@ def from_published(state_dict: Mapping[str, Tensor]) -> PublishedCddNet:
     Parameters: state_dict has the published keys, all bare or all prefixed with `module.`.
     Raises: ModelError if a key is missing, unexpected, or holds something of another shape.
     """
-    weights = _without_prefix(state_dict, "module.")
-    network = PublishedCddNet()
-    expected = network.state_dict()
-    missing = [key for key in expected if key not in weights]
-    unexpected = [key for key in weights if key not in expected]
-    unlike = [
-        f"{key} {_shape(weights[key])} instead of {_shape(values)}"
-        for key, values in expected.items()
-        if key in weights and _shape(weights[key]) != _shape(values)
-    ]
-    problems = [
-        _listed("missing", missing),
-        _listed("unexpected", unexpected),
-        _listed("of another shape", unlike),
-    ]
-    if any(problems):
-        raise ModelError(
-            f"These are not weights of the published CDD-Net: {'; '.join(filter(None, problems))}. "
+    return load(
+        PublishedCddNet,
+        state_dict,
+        "the published CDD-Net",
+        remedy=(
             "Pass the state dict of its denoiser, complete and alone, not a whole checkpoint "
             "(often it is one entry of it) and not the depth network's."
-        )
-    network.load_state_dict(weights)
-    return network.eval()
+        ),
+    )
 
 
 def _check_shape(image: Tensor) -> None:
@@ -361,20 +347,3 @@ def _check_shape(image: Tensor) -> None:
             f"The published CDD-Net cannot take an image of shape {tuple(image.shape)}; "
             "give it (B, 3, H, W), at least 2 by 2 pixels, a grey image as three equal channels."
         )
-
-
-def _without_prefix(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    if all(key.startswith(prefix) for key in state_dict):
-        return {key[len(prefix) :]: values for key, values in state_dict.items()}
-    return dict(state_dict)
-
-
-def _shape(values: object) -> str:
-    return str(tuple(values.shape)) if isinstance(values, Tensor) else type(values).__name__
-
-
-def _listed(problem: str, keys: list[str], shown: int = 3) -> str:
-    if not keys:
-        return ""
-    more = f" and {len(keys) - shown} more" if len(keys) > shown else ""
-    return f"{len(keys)} {problem} ({', '.join(keys[:shown])}{more})"
