@@ -49,6 +49,9 @@ class LossWeights(BaseModel, frozen=True, extra="forbid"):
     image: float = Field(1.0, ge=0, description="error of the restored image")
     local_mean: float = Field(0.5, ge=0, description="error of means over 16 pixels: keeps HU true")
     depth: float = Field(0.01, ge=0, description="error of the estimated radiological depth")
+    lesion_bias: float = Field(
+        0.0, ge=0, description="square of the mean share of contrast that inserted lesions lose"
+    )
 
 
 class NoiseRange(BaseModel, frozen=True, extra="forbid"):
@@ -64,6 +67,28 @@ class NoiseRange(BaseModel, frozen=True, extra="forbid"):
     sharp_share: float = Field(0.25, ge=0, le=1, description="slices given a sharp kernel")
     modulation: tuple[float, float] = Field((0.0, 0.6), description="tube-current exponent")
     bowtie_ratio: tuple[float, float] = Field((3.0, 10.0), description="centre over edge")
+
+
+class LesionStratum(BaseModel, frozen=True, extra="forbid"):
+    """Lesions of one kind; the bias of each kind counts on its own."""
+
+    diameter_mm: tuple[float, float]
+    contrast_hu: tuple[float, float] = Field(description="of either sign")
+
+
+class LesionRange(BaseModel, frozen=True, extra="forbid"):
+    """Lesions put into the slices that are learned from, low and full dose alike."""
+
+    per_slice: int = Field(0, ge=0, description="at most; 0: none")
+    edge_mm: tuple[float, float] = Field((0.3, 0.9), description="standard deviation of the blur")
+    strata: tuple[LesionStratum, ...] = Field(
+        (
+            LesionStratum(diameter_mm=(2.5, 5.0), contrast_hu=(20.0, 60.0)),
+            LesionStratum(diameter_mm=(4.0, 8.0), contrast_hu=(12.0, 40.0)),
+            LesionStratum(diameter_mm=(8.0, 14.0), contrast_hu=(6.0, 25.0)),
+        ),
+        min_length=1,
+    )
 
 
 class TrainConfig(BaseModel, frozen=True, extra="forbid"):
@@ -109,6 +134,16 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     tensorboard: bool = Field(False, description="curves and pictures besides the log")
     loss: LossWeights = LossWeights()
     noise: NoiseRange = NoiseRange()
+    lesions: LesionRange = LesionRange()
+    depth_target: Literal["radiological", "euclidean", "shuffled"] = Field(
+        "radiological", description="what the depth is to be; the other two are for ablations"
+    )
+
+    @model_validator(mode="after")
+    def _lesions_where_needed(self) -> TrainConfig:
+        if self.loss.lesion_bias and not self.lesions.per_slice:
+            raise ValueError("loss.lesion_bias needs lesions; set lesions.per_slice, such as 40")
+        return self
 
     def decisive(self) -> dict[str, Any]:
         """What decides the weights: everything but speed and record, as JSON holds it."""

@@ -65,7 +65,7 @@ def test_crops_of_one_slice_share_its_noise_level_but_not_their_place():
 
 def test_crops_are_in_network_range_and_noisy():
     for pair in draws(6, noise=NoiseRange(full_dose_share=0.0)):
-        assert {tensor.shape for tensor in pair} == {(1, CROP, CROP)}
+        assert {tensor.shape for tensor in pair[:3]} == {(1, CROP, CROP)}
         assert {tensor.dtype for tensor in pair} == {torch.float32}
         assert all(torch.isfinite(tensor).all() for tensor in pair)
         assert pair.full_dose.min() >= -1000 / 1024

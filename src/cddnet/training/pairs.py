@@ -15,20 +15,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cddnet.config import NoiseRange, TrainConfig
-from cddnet.intensity.normalise import to_network
+from cddnet.intensity.normalise import HU_PER_UNIT, to_network
 from cddnet.physics.beam import DEFAULT_SCANNER, Scanner, SliceGeometry
-from cddnet.physics.depth import radiological_depth
+from cddnet.physics.depth import euclidean_depth, radiological_depth, shuffled_depth
 from cddnet.physics.dose import SCANNER_FLOOR_HU, insert_noise, rng_for
 from cddnet.physics.kernel import Kernel
+from cddnet.training.lesions import draw_lesions
 
 # Body against air and lung; a crop needs a fifth of it.
 _BODY_HU = -300.0
 _BODY_SHARE = 0.2
 _TRIES = 20
+# Brings the distance to the skin to about the range of the radiological depth.
+_EUCLIDEAN_UNIT_MM = 30.0
 
 
 # Real low dose does not say how low; this decides the small electronic part of its depth alone.
 _MEASURED_DOSE = 0.25
+
+
+_NO_LESIONS = torch.zeros(0, 1, 1)
 
 
 class Learnable(Protocol):
@@ -75,11 +81,17 @@ class MeasuredPair(StoredSlice):
 
 
 class Pair(NamedTuple):
-    """Crops in network range; depth is the radiological depth of the simulated beam."""
+    """Crops in network range; depth is the radiological depth of the simulated beam, or what the
+    recipe puts in its place.
+
+    lesions: (S + 1, crop, crop) without lesions S = -1: the weights of each stratum, per unit, and
+    the lesions themselves.
+    """
 
     low_dose: Tensor
     full_dose: Tensor
     depth: Tensor
+    lesions: Tensor = _NO_LESIONS
 
 
 class NoisySlice(NamedTuple):
@@ -111,12 +123,35 @@ class NoisyPairs:
         chosen = self._slices[order[draw % count]]
         source = in_memory(chosen)
         rng = rng_for(source.series_uid, source.slice_index, seed=seed * 10**9 + draw)
+        lesions = None
+        if self._config.lesions.per_slice:
+            pixel_mm = source.geometry.pixel_mm
+            lesions = draw_lesions(source.hu, pixel_mm, self._config.lesions, rng)
+            source = source._replace(hu=source.hu + lesions.hu)
         if isinstance(chosen, MeasuredPair):
             low_dose = measured(chosen)
+            if lesions is not None:
+                low_dose = low_dose._replace(hu=low_dose.hu + lesions.hu)
         else:
             low_dose = noisy(source, self._config.noise, rng)
+        low_dose = self._with_target(low_dose, source, rng)
+        maps = [to_network(low_dose.hu)[None], to_network(source.hu)[None], low_dose.depth[None]]
+        if lesions is not None:
+            strata = lesions.weights * HU_PER_UNIT
+            maps.append(np.concatenate((strata, lesions.hu[None] / HU_PER_UNIT)))
         for _ in range(self._config.crops_per_slice):
-            yield _crop(source.hu, low_dose, self._config.crop, rng)
+            yield _crop(source.hu, maps, self._config.crop, rng)
+
+    def _with_target(
+        self, low_dose: NoisySlice, source: FullDoseSlice, rng: np.random.Generator
+    ) -> NoisySlice:
+        """With the depth that the recipe asks for."""
+        if self._config.depth_target == "euclidean":
+            depth = euclidean_depth(source.hu, source.geometry.pixel_mm) / _EUCLIDEAN_UNIT_MM
+            return low_dose._replace(depth=depth)
+        if self._config.depth_target == "shuffled":
+            return low_dose._replace(depth=shuffled_depth(low_dose.depth, rng))
+        return low_dose
 
 
 def in_memory(source: Learnable) -> FullDoseSlice:
@@ -170,7 +205,10 @@ def calibrated_low_dose(source: Learnable, dose_fraction: float) -> NDArray[np.f
 
 
 def _crop(
-    full_dose_hu: NDArray[np.float32], low_dose: NoisySlice, crop: int, rng: np.random.Generator
+    full_dose_hu: NDArray[np.float32],
+    maps: Sequence[NDArray[np.float32]],
+    crop: int,
+    rng: np.random.Generator,
 ) -> Pair:
     height, width = full_dose_hu.shape
     for _ in range(_TRIES):
@@ -179,10 +217,9 @@ def _crop(
         if np.mean(full_dose_hu[window] > _BODY_HU) >= _BODY_SHARE:
             break
     turns, flip = int(rng.integers(4)), bool(rng.integers(2))
-    maps = (to_network(low_dose.hu), to_network(full_dose_hu), low_dose.depth)
-    return Pair(*(_turned(values[window], turns, flip) for values in maps))
+    return Pair(*(_turned(values[(..., *window)], turns, flip) for values in maps))
 
 
 def _turned(values: NDArray[np.float32], turns: int, flip: bool) -> Tensor:
-    turned = np.rot90(values, turns)
-    return torch.from_numpy(np.ascontiguousarray(turned[:, ::-1] if flip else turned))[None]
+    turned = np.rot90(values, turns, axes=(1, 2))
+    return torch.from_numpy(np.ascontiguousarray(turned[:, :, ::-1] if flip else turned))

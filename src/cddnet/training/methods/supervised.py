@@ -59,7 +59,27 @@ def losses(output: Output, pair: Pair, weights: LossWeights) -> dict[str, Tensor
     if output.depth is not None:
         terms["depth"] = absolute(output.depth.to(pair.depth.dtype), pair.depth)
         total = total + weights.depth * terms["depth"]
+    if weights.lesion_bias:
+        terms["lesion_bias"] = lesion_bias(output.image.to(pair.full_dose.dtype), pair)
+        total = total + weights.lesion_bias * terms["lesion_bias"]
     return terms | {"total": total}
+
+
+def lesion_bias(denoised: Tensor, pair: Pair) -> Tensor:
+    """Square of the mean share that inserted lesions lose or gain of their contrast, by strata.
+
+    Estimated without bias as the product of two halves of the batch, whose noise is independent,
+    so that it does not reward less noise. May be negative.
+    """
+    strata, lesions = pair.lesions[:, :-1], pair.lesions[:, -1:]
+    changed = ((denoised - pair.full_dose) * strata).sum(dim=(2, 3))
+    present = (lesions * strata).sum(dim=(2, 3))
+    half = len(changed) // 2
+    one, other = (
+        changed[part].sum(0) / present[part].sum(0).clamp(min=1.0)
+        for part in (slice(0, half), slice(half, None))
+    )
+    return (one * other).mean()
 
 
 def relative_to_noise(denoised: Tensor, pair: Pair) -> Tensor:
