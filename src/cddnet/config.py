@@ -131,6 +131,9 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     workers: int = Field(
         1, ge=0, description="processes that make noise; 0: none but the network's"
     )
+    noise_folder: Path | None = Field(
+        None, description="keeps noisy slices, 2 MB each, for other runs with the same noise"
+    )
     tensorboard: bool = Field(False, description="curves and pictures besides the log")
     loss: LossWeights = LossWeights()
     noise: NoiseRange = NoiseRange()
@@ -156,6 +159,7 @@ _SPEED_AND_RECORD = {
     "device",
     "threads",
     "workers",
+    "noise_folder",
     "tensorboard",
 }
 

@@ -124,3 +124,27 @@ def test_air_is_cut_where_scanners_cut_it():
         SLICES[0], NoiseRange(dose_fraction=(0.02, 0.02), full_dose_share=0), rng_for("a", 0, 0)
     )
     assert low_dose.hu.min() == -1024
+
+
+def test_kept_noise_is_the_noise_that_would_be_made(tmp_path):
+    plain = draws(4)
+    first = draws(4, noise_folder=tmp_path)
+    kept = sorted(tmp_path.glob("*.npz"))
+    again = draws(4, noise_folder=tmp_path)
+    assert len(kept) == 4
+    assert sorted(tmp_path.iterdir()) == kept
+    assert all(equal(a, b) for a, b in zip(plain, first, strict=True))
+    assert all(equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+def test_kept_noise_is_read_and_only_for_the_same_ranges(tmp_path):
+    plain = draws(1, noise_folder=tmp_path)
+    (kept,) = tmp_path.glob("*.npz")
+    with np.load(kept) as found:
+        changed = dict(found) | {"hu": found["hu"] + 100}
+    np.savez(kept, **changed)
+    read = draws(1, noise_folder=tmp_path)
+    torch.testing.assert_close(to_hu(read[0].low_dose), to_hu(plain[0].low_dose) + 100)
+    other = draws(1, noise_folder=tmp_path, noise=NoiseRange(dose_fraction=(0.1, 0.2)))
+    assert len(list(tmp_path.glob("*.npz"))) == 2
+    assert not torch.equal(other[0].low_dose, plain[0].low_dose)

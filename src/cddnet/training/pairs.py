@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -133,7 +136,7 @@ class NoisyPairs:
             if lesions is not None:
                 low_dose = low_dose._replace(hu=low_dose.hu + lesions.hu)
         else:
-            low_dose = noisy(source, self._config.noise, rng)
+            low_dose = self._noisy(source, rng)
         low_dose = self._with_target(low_dose, source, rng)
         maps = [to_network(low_dose.hu)[None], to_network(source.hu)[None], low_dose.depth[None]]
         if lesions is not None:
@@ -141,6 +144,26 @@ class NoisyPairs:
             maps.append(np.concatenate((strata, lesions.hu[None] / HU_PER_UNIT)))
         for _ in range(self._config.crops_per_slice):
             yield _crop(source.hu, maps, self._config.crop, rng)
+
+    def _noisy(self, source: FullDoseSlice, rng: np.random.Generator) -> NoisySlice:
+        """Made now, or by an earlier run: the slice, the ranges and the generator decide all."""
+        folder, noise = self._config.noise_folder, self._config.noise
+        if folder is None:
+            return noisy(source, noise, rng)
+        known = (source.geometry, noise.model_dump_json(), rng.bit_generator.state)
+        digest = hashlib.sha256(repr(known).encode() + source.hu.tobytes()).hexdigest()
+        kept = folder / f"{digest}.npz"
+        if not kept.exists():
+            made = noisy(source, noise, rng)
+            state = json.dumps(rng.bit_generator.state)
+            folder.mkdir(parents=True, exist_ok=True)
+            partial = folder / f".part.{digest}.{os.getpid()}.npz"
+            np.savez(partial, hu=made.hu, depth=made.depth, state=state)
+            partial.replace(kept)
+            return made
+        with np.load(kept) as found:
+            rng.bit_generator.state = json.loads(str(found["state"]))
+            return NoisySlice(found["hu"], found["depth"])
 
     def _with_target(
         self, low_dose: NoisySlice, source: FullDoseSlice, rng: np.random.Generator
