@@ -34,8 +34,11 @@ SHARED = {
     "formats._sidecar",
     "metrics._body",
     "models._cards",
+    "models._depth_estimator",
     "models._features",
+    "models._grey_window",
     "models._output",
+    "models._ra_depth",
     "models._weights",
 }
 

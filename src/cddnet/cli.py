@@ -92,7 +92,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 @app.command()
 def denoise(
     source: Input,
-    output: Annotated[Path, typer.Argument(help="A new folder (DICOM) or file.")],
+    output: Annotated[
+        Path, typer.Argument(help="A new folder (DICOM, or PNG of the source's names) or file.")
+    ],
     model: Model = "default",
     strength: Strength = None,
     device: Device = "auto",
@@ -410,7 +412,8 @@ def evaluate(
     reference: Annotated[
         Path,
         typer.Argument(
-            help="Full dose: a file or folder of series; with --mode another start.",
+            help="Full dose: a file or folder of series, or pictures in GT/ and IN/; with --mode "
+            "another start.",
             show_default=False,
         ),
     ],
@@ -747,7 +750,12 @@ def train(
     from cddnet.workflows.train import TrainOptions, train_from_config
 
     with _progress() as show:
-        options = TrainOptions(overrides=tuple(overrides or ()), start=start, progress=show)
+        options = TrainOptions(
+            overrides=tuple(overrides or ()),
+            start=start,
+            progress=show,
+            tell=lambda sentence: typer.echo(f"note: {sentence}"),
+        )
         result = train_from_config(recipe, data, out, options)
     if result is None:
         return

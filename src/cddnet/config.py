@@ -95,7 +95,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     """A training recipe; configs/train_cddnet.yaml is the one of the shipped network."""
 
     model: str = Field("cddnet", description="a file name in models/")
-    options: dict[str, int | float | str] = Field({}, description="options of the model")
+    options: dict[str, bool | int | float | str] = Field({}, description="options of the model")
     start: str | None = Field(
         None, description="weights to fine-tune: a shipped name or a .safetensors file"
     )
@@ -173,13 +173,22 @@ def load_config(path: Path, kind: type[Checked], overrides: Sequence[str] = ()) 
     overrides: "key=value" or "key.key=value", the value in YAML, in place of what the file says.
     Raises: ConfigError naming every wrong key, and the nearest right one.
     """
+    return checked(overridden(read_yaml(path), overrides), kind, str(path))
+
+
+def read_yaml(path: Path) -> object:
+    """What a YAML file holds, not checked.  Raises ConfigError where it cannot be read."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+
+
+def overridden(values: object, overrides: Sequence[str]) -> object:
+    """Values with those of "key=value" texts in their place; see `load_config`."""
     for override in overrides:
         values = _overridden(values, override)
-    return checked(values, kind, str(path))
+    return values
 
 
 def checked(values: object, kind: type[Checked], where: str) -> Checked:

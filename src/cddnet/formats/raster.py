@@ -112,7 +112,7 @@ def pairs(path: Path) -> list[tuple[Path, Path]]:
 
 def read(path: Path, options: ReadOptions) -> CTVolume:
     """HU of one picture, of the pages of a TIFF or of a folder of pictures."""
-    files, ignored = _files(path)
+    files, ignored = picture_files(path)
     pages = [page for file in files for page in _pages(file, alone=file == path)]
     _require_alike(pages)
     first = pages[0]
@@ -210,8 +210,11 @@ def _tiff_axes(path: Path) -> Axes | None:
     return axes_from_directions(str(path), *geometry)
 
 
-def _files(path: Path) -> tuple[list[Path], list[str]]:
-    """The pictures of a folder in natural order, or the one given; and a note on what is left."""
+def picture_files(path: Path) -> tuple[list[Path], list[str]]:
+    """The pictures of a folder in natural order, or the one given; and a note on what is left.
+
+    Raises: FormatError where the folder holds none, or damaged ones.
+    """
     if not path.is_dir():
         return [path], []
     visible = _visible(path)

@@ -4,8 +4,9 @@ A model is one file with `Config` (frozen dataclass, every field with a default)
 `build(config) -> nn.Module`; the module maps an image (B, 1, H, W) in network range to an `Output`.
 `DEAD_PARAMETERS` names parameters that nothing depends on. A network kept as published may say
 `PUBLISHED_FORWARD = True` and keep its own forward over `WINDOW`; `from_published(state_dict)`
-loads the weights of the authors' code. A file with a leading underscore is no denoiser: networks
-for training only, features, cards.
+loads the weights of the authors' code. A filter that learns nothing has no parameters and no
+gradient, and says so. A file with a leading underscore is no denoiser: networks for training only,
+features, cards.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def build(name: str, **options: object) -> nn.Module:
     return network
 
 
-def all_options(name: str, **options: object) -> dict[str, int | float | str]:
+def all_options(name: str, **options: object) -> dict[str, bool | int | float | str]:
     """Options of network `name` with its defaults filled in: what a model card keeps."""
     return asdict(_load(name).Config(**options))
 

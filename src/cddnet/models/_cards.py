@@ -20,7 +20,7 @@ class Card:
 
     name: str
     model: str
-    options: dict[str, int | float | str]
+    options: dict[str, bool | int | float | str]
     version: str
     sha256: str
     strength: float = 1.0

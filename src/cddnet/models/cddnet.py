@@ -11,18 +11,31 @@ Network for Low-Dose CT Image Denoising"). What differs from the published code,
 - The depth map used at inference is the one that training supervises (radiological depth).
 - The body works at half resolution behind a pixel unshuffle and sees compressed attenuation, so
   that bone and metal stay within the range of its convolutions.
+
+Blocks of the body, inputs and depth network are options, for ablations (configs/ablation).
 """
 
 # Shapes: B batch, C channel, H row, W column. Images are in network range, HU / 1024.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cddnet.errors import ModelError
+from cddnet.models._cdd_blocks import (
+    LightBlock,
+    LightDepthHead,
+    LocalGlobal,
+    SmallDepthHead,
+    double_drdb,
+    drdb,
+)
 from cddnet.models._output import Output
 
 _STRIDE = 64
@@ -36,6 +49,10 @@ class Config:
     contrast_window: side of the contrast neighbourhood at half resolution, odd.
     restoration_end: attenuation relative to water above which nothing is changed.
     largest_estimate: bound of E; with `restoration_end` 4 the denominator stays above 0.87.
+    body_block: residual; dense blocks, one or two in each place; or cdd: a dense block at the
+    entrance, light gated ones after it, window attention last at the bottom.
+    contrast_input, depth_input: false puts zeros in place of the map; no depth is estimated then.
+    depth_network: unet; light, the published form without skips; small, three convolutions.
     """
 
     width: int = 24
@@ -43,9 +60,14 @@ class Config:
     contrast_window: int = 7
     restoration_end: float = 4.0
     largest_estimate: float = 0.5
+    body_block: Literal["residual", "drdb", "double_drdb", "cdd"] = "residual"
+    contrast_input: bool = True
+    depth_input: bool = True
+    depth_network: Literal["unet", "light", "small"] = "unet"
 
 
 def build(config: Config) -> nn.Module:
+    """Raises: ModelError for a block of the body or a depth network that there is not."""
     network = CDDNet(config)
     # Twice as fast on a processor; the weights on disk do not depend on it.
     for parameter in network.parameters():
@@ -97,34 +119,67 @@ class DepthHead(nn.Module):
         return depth
 
 
+class Levels(NamedTuple):
+    """Features of the encoder at a half, a quarter and an eighth of the resolution."""
+
+    half: Tensor
+    quarter: Tensor
+    eighth: Tensor
+
+
+class Blocks(NamedTuple):
+    """What makes a block of so many channels, by its place."""
+
+    entrance: Callable[[int], nn.Module]
+    deepest: Callable[[int], nn.Module]
+    others: Callable[[int], nn.Module]
+
+
 class Body(nn.Module):
     """U-shaped network over (unshuffled image, contrast, depth) at half resolution."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, blocks: Blocks) -> None:
         super().__init__()
+        block = blocks.others
         self.enter = nn.Conv2d(6, width, 3, padding=1)
-        self.encode1 = ResidualBlock(width)
+        self.encode1 = blocks.entrance(width)
         self.down1 = nn.Conv2d(width, width * 2, 2, stride=2)
-        self.encode2 = ResidualBlock(width * 2)
+        self.encode2 = block(width * 2)
         self.down2 = nn.Conv2d(width * 2, width * 4, 2, stride=2)
-        self.bottom = nn.Sequential(ResidualBlock(width * 4), ResidualBlock(width * 4))
+        self.bottom = nn.Sequential(block(width * 4), blocks.deepest(width * 4))
         self.up2 = Upsample(width * 4)
-        self.decode2 = ResidualBlock(width * 2)
+        self.decode2 = block(width * 2)
         self.up1 = Upsample(width * 2)
-        self.decode1 = nn.Sequential(ResidualBlock(width), ResidualBlock(width))
+        self.decode1 = nn.Sequential(block(width), block(width))
         self.leave = nn.Conv2d(width, 4, 3, padding=1)
         # Start near E = 0, the identity: a random E costs thousands of steps to unlearn.
         for parameter in self.leave.parameters():
             nn.init.normal_(parameter, std=1e-3)
 
+    def encode(self, maps: Tensor) -> Levels:
+        half = self.encode1(self.enter(maps))
+        quarter = self.encode2(self.down1(half))
+        return Levels(half, quarter, self.bottom(self.down2(quarter)))
+
     def forward(self, maps: Tensor) -> Tensor:
-        level1 = self.encode1(self.enter(maps))
-        level2 = self.encode2(self.down1(level1))
-        features = self.bottom(self.down2(level2))
-        features = self.decode2(self.up2(features) + level2)
-        features = self.decode1(self.up1(features) + level1)
+        levels = self.encode(maps)
+        features = self.decode2(self.up2(levels.eighth) + levels.quarter)
+        features = self.decode1(self.up1(features) + levels.half)
         estimate: Tensor = self.leave(features) * _ESTIMATE_UNIT
         return estimate
+
+
+BODY_BLOCKS: Mapping[str, Blocks] = {
+    "residual": Blocks(ResidualBlock, ResidualBlock, ResidualBlock),
+    "drdb": Blocks(drdb, drdb, drdb),
+    "double_drdb": Blocks(double_drdb, double_drdb, double_drdb),
+    "cdd": Blocks(entrance=drdb, deepest=LocalGlobal, others=LightBlock),
+}
+DEPTH_NETWORKS: Mapping[str, Callable[[int], nn.Module]] = {
+    "unet": DepthHead,
+    "light": LightDepthHead,
+    "small": SmallDepthHead,
+}
 
 
 class CDDNet(nn.Module):
@@ -133,34 +188,47 @@ class CDDNet(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.depth_head = DepthHead(config.depth_width)
-        self.body = Body(config.width)
+        head = _chosen(DEPTH_NETWORKS, "depth_network", config.depth_network)(config.depth_width)
+        # Made even where it is not kept, so that a body starts from the same weights either way.
+        self.depth_head = head if config.depth_input else None
+        self.body = Body(config.width, _chosen(BODY_BLOCKS, "body_block", config.body_block))
 
     def forward(self, image: Tensor) -> Output:
         height, width = image.shape[-2:]
         attenuation = pad_to_stride(image + 1.0)
-        depth = functional.interpolate(
-            self.depth_head(functional.avg_pool2d(attenuation.clamp(0.0, 4.0), 8)),
-            scale_factor=4,
-            mode="bilinear",
-            align_corners=False,
-        )
-        contrast = local_contrast(
-            functional.avg_pool2d(attenuation, 2), self.config.contrast_window
-        )
-        compressed = functional.pixel_unshuffle(compress(attenuation), 2)
-        raw = self.body(torch.cat((compressed, contrast, depth), dim=1))
+        depth = self._depth(attenuation)
+        raw = self.body(self._maps(attenuation, depth))
         limit = self.config.largest_estimate
         estimate = limit * torch.tanh(functional.pixel_shuffle(raw, 2) / limit)
         restored = restore(attenuation, estimate, self.config.restoration_end) - 1.0
-        full_depth = functional.interpolate(
-            depth, scale_factor=2, mode="bilinear", align_corners=False
-        )
+        full_depth = None if depth is None else _enlarge(depth, 2)[..., :height, :width]
         return Output(
             image=restored[..., :height, :width],
-            depth=full_depth[..., :height, :width],
+            depth=full_depth,
             estimation=estimate[..., :height, :width],
         )
+
+    def encode(self, image: Tensor) -> Levels:
+        """Features of an image (B, 1, H, W) in the encoder; sides are padded to multiples of 64."""
+        attenuation = pad_to_stride(image + 1.0)
+        return self.body.encode(self._maps(attenuation, self._depth(attenuation)))
+
+    def _depth(self, attenuation: Tensor) -> Tensor | None:
+        """(B, 1, H / 2, W / 2)."""
+        if self.depth_head is None:
+            return None
+        return _enlarge(self.depth_head(functional.avg_pool2d(attenuation.clamp(0.0, 4.0), 8)), 4)
+
+    def _maps(self, attenuation: Tensor, depth: Tensor | None) -> Tensor:
+        """What the body sees, (B, 6, H / 2, W / 2)."""
+        halved = functional.avg_pool2d(attenuation, 2)
+        absent = torch.zeros_like(halved)
+        if self.config.contrast_input:
+            contrast = local_contrast(halved, self.config.contrast_window)
+        else:
+            contrast = absent
+        compressed = functional.pixel_unshuffle(compress(attenuation), 2)
+        return torch.cat((compressed, contrast, absent if depth is None else depth), dim=1)
 
 
 def restore(noisy: Tensor, estimate: Tensor, end: float) -> Tensor:
@@ -191,3 +259,18 @@ def pad_to_stride(image: Tensor) -> Tensor:
     return (
         functional.pad(image, (0, right, 0, below), mode="replicate") if below or right else image
     )
+
+
+def _enlarge(depth: Tensor, factor: int) -> Tensor:
+    return functional.interpolate(depth, scale_factor=factor, mode="bilinear", align_corners=False)
+
+
+Made = TypeVar("Made")
+
+
+def _chosen(table: Mapping[str, Made], option: str, value: str) -> Made:
+    if value not in table:
+        raise ModelError(
+            f"network 'cddnet' has no {option} '{value}'; choose one of: {', '.join(table)}."
+        )
+    return table[value]

@@ -37,7 +37,7 @@ class JsonLines:
     """log.jsonl in the run's folder; lines after `last_step`, which a killed run left, go."""
 
     def __init__(self, folder: Path, *, last_step: int) -> None:
-        self._path = folder / LOG
+        self._path, self.last_step = folder / LOG, last_step
         if self._path.is_file():
             lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = "".join(line for line in lines if _step(line) <= last_step)
@@ -55,7 +55,7 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Curves and pictures in RUN/tensorboard, besides the lines.
+    """Curves and pictures in RUN/tensorboard, besides the lines; what they dropped is hidden.
 
     Raises: CddnetError where TensorBoard is not installed.
     """
@@ -68,7 +68,8 @@ class TensorBoard:
                 "tensorboard is not installed; run pip install 'cddnet[tensorboard]', or set "
                 "tensorboard to false."
             ) from error
-        self._lines, self._writer = lines, SummaryWriter(str(folder / "tensorboard"))
+        resumed = {"purge_step": lines.last_step + 1} if lines.last_step else {}
+        self._lines, self._writer = lines, SummaryWriter(str(folder / "tensorboard"), **resumed)
 
     def figures(self, step: int, values: dict[str, float]) -> None:
         self._lines.figures(step, values)
@@ -79,6 +80,8 @@ class TensorBoard:
     def picture(self, step: int, draw: Draw) -> None:
         name = "low dose, denoised, full dose"
         self._writer.add_image(name, draw(), step, dataformats="HW")
+        # Nobody closes the journal, and a killed run must not lose it.
+        self._writer.flush()
 
 
 def _step(line: str) -> float:

@@ -28,6 +28,7 @@ from cddnet.workflows._pairing import (
     positions_of,
     tolerance_of,
 )
+from cddnet.workflows._pictures import listed, picture_names
 
 _RELATIVE_TOLERANCE = 0.01
 _DIRECTION_TOLERANCE = 1e-3
@@ -36,10 +37,14 @@ _LISTED = 6
 
 
 class Found(NamedTuple):
-    """A series and its place: folders and file name without suffix, "" for the path itself."""
+    """A series and its place: folders and file name without suffix, "" for the path itself.
+
+    pictures: name of each slice, where it is a folder of pictures.
+    """
 
     name: str
     volume: CTVolume
+    pictures: tuple[str, ...] = ()
 
     @property
     def patient(self) -> str:
@@ -95,8 +100,8 @@ def find_cases(
     numbers: Counter[str] = Counter()
     cases = []
     for index, item in enumerate(references):
-        own = {name: volumes[index] for name, volumes in twins.items()}
-        slices = {name: _slices(item.volume, volume, name) for name, volume in own.items()}
+        own = {name: found[index] for name, found in twins.items()}
+        slices = {name: _matched(item, other, name) for name, other in own.items()}
         patient = patients[item.patient]
         numbers[patient] += 1
         cases.append(
@@ -104,7 +109,7 @@ def find_cases(
                 patient=patient,
                 series=f"series {numbers[patient]}",
                 reference=item.volume,
-                rows=own,
+                rows={name: other.volume for name, other in own.items()},
                 slices=slices,
             )
         )
@@ -123,7 +128,8 @@ def _found(path: Path, name: str, window_hu: tuple[float, float] | None) -> list
     if files:
         return [Found(_joined(name, _stem(file)), read_volume(file)) for file in files]
     try:
-        return [Found(name, read_volume(path, window_hu=window_hu))]
+        volume = read_volume(path, window_hu=window_hu)
+        return [Found(name, volume, picture_names(path, volume) if path.is_dir() else ())]
     except SeriesChoiceError:
         return [Found(name, volume) for volume in read_all_series(path)]
     except FormatError:
@@ -171,10 +177,10 @@ def _digest(text: str, key: bytes) -> str:
     return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()[:_DIGEST_CHARACTERS]
 
 
-def _twins(references: Sequence[Found], others: Sequence[Found], row: str) -> list[CTVolume]:
+def _twins(references: Sequence[Found], others: Sequence[Found], row: str) -> list[Found]:
     """The series of `others` that belongs to each of the references."""
     if len(references) == len(others) == 1:
-        return [others[0].volume]
+        return list(others)
     left = list(others)
     twins = []
     for item in references:
@@ -189,7 +195,7 @@ def _twins(references: Sequence[Found], others: Sequence[Found], row: str) -> li
                 "give folders with the same patients and series, or one series each",
             )
         left.remove(own[0])
-        twins.append(own[0].volume)
+        twins.append(own[0])
     if left:
         _refuse(
             row,
@@ -226,6 +232,27 @@ def _listed(items: Sequence[Found]) -> str:
     names = [_called(item) for item in items[:_LISTED]]
     more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
     return ", ".join(names) + more or "none"
+
+
+def _matched(reference: Found, test: Found, row: str) -> tuple[int, ...]:
+    """As `_slices`, but by name where both are folders of pictures: these have no positions."""
+    if not (reference.pictures and test.pictures):
+        return _slices(reference.volume, test.volume, row)
+    _require_one_grid(reference.volume, test.volume, row)
+    lacking = [name for name in reference.pictures if name not in test.pictures]
+    alone = [name for name in test.pictures if name not in reference.pictures]
+    unpaired = [
+        f"{folder} has none named {listed(names)}"
+        for folder, names in (("it", lacking), ("the reference", alone))
+        if names
+    ]
+    if unpaired:
+        _refuse(
+            row,
+            f"pictures are paired by name, but {' and '.join(unpaired)}",
+            "add or remove them; cddnet denoise into a folder keeps names",
+        )
+    return tuple(test.pictures.index(name) for name in reference.pictures)
 
 
 def _slices(reference: CTVolume, test: CTVolume, row: str) -> tuple[int, ...]:

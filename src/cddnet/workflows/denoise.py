@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cddnet import __version__
-from cddnet.errors import CddnetError, ModelError
-from cddnet.formats import read_volume, write_volume
+from cddnet.errors import CddnetError, FormatError, ModelError
+from cddnet.formats import raster, read_volume, write_volume
 from cddnet.intensity.hu import air_for_padding
 from cddnet.intensity.normalise import to_hu, to_network
 from cddnet.models._cards import Card
 from cddnet.runtime import store
 from cddnet.volume import CTVolume, Derivation, Mask, SliceHU
+from cddnet.workflows._pictures import picture_names, sides, write_named
 
 Progress = Callable[[int, int], None]
 
@@ -45,11 +46,28 @@ def denoise_file(
 ) -> CTVolume:
     """Read a series, denoise it slice by slice, write it; returns the denoised volume (lazy).
 
-    progress: called with (slices done, slices in all).
+    source: `IN/` is taken of a folder that holds pictures in `IN/` and none itself.
+    target: a new folder (DICOM; pictures keep their names, as PNG, or TIFF if they hold HU) or a
+    file.  progress: called with (slices done, slices in all).
     """
+    if target.suffix.lower() in raster.JPEG_SUFFIXES:
+        raise FormatError(
+            f"{target}: JPEG would change the denoised values; write .png, or give a folder for "
+            "PNG of the same names."
+        )
+    layout = sides(source)
+    source = layout.low_dose if layout else source
     volume = read_volume(source, series=options.series, window_hu=options.window_hu)
     denoised = _denoised(volume, options)
-    write_volume(_watched(denoised, progress), target, window_hu=options.window_hu)
+    if layout and layout.full_dose:
+        note = "only IN was denoised; cddnet evaluate compares with GT"
+        denoised = replace(denoised, notes=(*denoised.notes, note))
+    names = () if target.suffix else picture_names(source, volume)
+    if names:
+        window_hu = None if raster.WINDOW_UNUSED in volume.notes else options.window_hu
+        write_named(_watched(denoised, progress), target, names, window_hu)
+    else:
+        write_volume(_watched(denoised, progress), target, window_hu=options.window_hu)
     return denoised
 
 

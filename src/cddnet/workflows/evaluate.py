@@ -40,6 +40,7 @@ from cddnet.workflows._evaluation import (
 from cddnet.workflows._network_detection import detected, joined
 from cddnet.workflows._pairing import along_mm
 from cddnet.workflows._physics_report import paired_findings, phantom_findings
+from cddnet.workflows._pictures import sides
 from cddnet.workflows._protocols import protocol_named, under, window_of
 from cddnet.workflows._structure import structure_of
 
@@ -91,7 +92,8 @@ def evaluate(  # noqa: PLR0913 - what is compared, and the three choices that de
 ) -> Evaluation:
     """Score series against a reference, the low dose first.
 
-    Parameters: methods, name -> path; protocol, a key of PROTOCOLS; mask, a key of MASKS.
+    Parameters: reference, of a folder with pictures in `IN/` and `GT/` GT is taken, and IN is the
+    low dose; methods, name -> path; protocol, a key of PROTOCOLS; mask, a key of MASKS.
     Raises: CddnetError for an unknown protocol, mask or reserved name; GeometryError where series
     do not agree, naming both values; else what reading raises.
     """
@@ -102,9 +104,18 @@ def evaluate(  # noqa: PLR0913 - what is compared, and the three choices that de
             f"methods are named {sorted(methods)}; give at least one, named neither '{LOW_DOSE}' "
             f"nor '{REFERENCE}'."
         )
+    reference, low_dose = full_and_low_dose(reference, low_dose)
     rows = {} if low_dose is None else {LOW_DOSE: low_dose}
     cases = find_cases(reference, rows | dict(methods), window_hu=options.window_hu)
     return evaluate_cases(cases, chosen, mask=mask, options=options)
+
+
+def full_and_low_dose(reference: Path, low_dose: Path | None) -> tuple[Path, Path | None]:
+    """The two paths, or GT and IN of a reference that holds pictures in both."""
+    layout = sides(reference)
+    if layout is None or layout.full_dose is None:
+        return reference, low_dose
+    return layout.full_dose, low_dose or layout.low_dose
 
 
 def evaluate_cases(
@@ -157,6 +168,8 @@ def evaluate_unpaired(
     Raises: as `evaluate`.
     """
     options = options or EvaluateOptions()
+    layout = sides(source)
+    source = layout.low_dose if layout else source
     cases = find_cases(source, methods, window_hu=options.window_hu)
     rows = {LOW_DOSE: [case.reference for case in cases]}
     rows |= {name: [case.aligned(name) for case in cases] for name in methods}

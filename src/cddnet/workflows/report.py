@@ -39,7 +39,13 @@ from cddnet.workflows._evaluation import (
 from cddnet.workflows._figures import Ink, Measured, PatientLine, Tile
 from cddnet.workflows._panel import Region
 from cddnet.workflows._tables import caption, markdown, number, with_unit
-from cddnet.workflows.evaluate import LOW_DOSE, REFERENCE, EvaluateOptions, evaluate
+from cddnet.workflows.evaluate import (
+    LOW_DOSE,
+    REFERENCE,
+    EvaluateOptions,
+    evaluate,
+    full_and_low_dose,
+)
 
 DIFFERENCE_WINDOW_HU = (-100.0, 100.0)
 PRESETS_HU = {
@@ -145,16 +151,17 @@ def report_file(
             f"the region is {options.region}; give row and column of its corner from 0 and a side "
             "above 0, in pixels."
         )
+    reference, low_dose = full_and_low_dose(reference, options.low_dose)
     with new_folder(out) as folder:
         evaluation = evaluate(
             reference,
             methods,
             protocol=options.protocol,
-            low_dose=options.low_dose,
+            low_dose=low_dose,
             mask=options.mask,
             options=options.evaluation._replace(progress=progress),
         )
-        rows = {} if options.low_dose is None else {LOW_DOSE: options.low_dose}
+        rows = {} if low_dose is None else {LOW_DOSE: low_dose}
         cases = find_cases(reference, rows | dict(methods), window_hu=options.evaluation.window_hu)
         content = Content(
             evaluation=evaluation,

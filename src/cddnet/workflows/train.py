@@ -33,6 +33,7 @@ from cddnet.formats import read_all_series
 from cddnet.intensity.window import hu_to_window
 from cddnet.metrics.fidelity import psnr
 from cddnet.models import _weights
+from cddnet.models._grey_window import GreyWindow
 from cddnet.runtime import store
 from cddnet.training import engine, methods
 from cddnet.training.engine import Job
@@ -41,6 +42,7 @@ from cddnet.training.processes import joined
 from cddnet.training.splits import load_slices, prepared_slices
 from cddnet.training.store import PreparedSet, is_prepared
 from cddnet.workflows._appearing import appearing, remove_partial, write_whole
+from cddnet.workflows._published_recipe import load_recipe
 from cddnet.workflows.denoise import denoise_slice
 
 RECIPE, WEIGHTS, BEST = "recipe.yaml", "weights.safetensors", "best.safetensors"
@@ -62,6 +64,7 @@ class TrainOptions:
     overrides: Sequence[str] = ()
     start: str | None = None
     progress: Progress = lambda what, done, total: None
+    tell: Callable[[str], None] = lambda sentence: None
 
 
 class Validation(NamedTuple):
@@ -103,7 +106,7 @@ def train_from_config(
     recipe or data; data missing), LeakError, ModelError, TrainingError.
     """
     options = options or TrainOptions()
-    config = load_config(recipe, TrainConfig, options.overrides)
+    config, told = load_recipe(recipe, data, options.overrides)
     if options.start is not None:
         config = config.model_copy(update={"start": options.start})
     with joined(config.device) as processes, ExitStack() as held:
@@ -112,6 +115,8 @@ def train_from_config(
         denoiser, config, about = _denoiser(config)
         method = methods.build(config, denoiser.to(processes.device, engine.number_type(config)))
         if processes.is_first:
+            for sentence in told:
+                options.tell(sentence)
             _require_free_or_unfinished(out, config)
         found = _data(recipe, config, data)
         if processes.is_first:
@@ -216,9 +221,13 @@ def _denoiser(config: TrainConfig) -> tuple[nn.Module, TrainConfig, dict[str, ob
     Raises: ModelError if the weights to start from are of another network.
     """
     if config.start is None:
-        return models.build(config.model, **config.options), config, {}
+        fresh = models.build(config.model, **config.options)
+        return models.in_network_range(config.model, fresh), config, {}
     network, card = store.load(config.start)
-    if card.model != config.model or card.options != card.options | config.options:
+    if card.model != config.model or (
+        models.all_options(card.model, **card.options)
+        != models.all_options(card.model, **(card.options | config.options))
+    ):
         raise ModelError(
             f"{config.start}: holds network '{card.model}' with {card.options}, the recipe says "
             f"'{config.model}' with {config.options}; name the model and options of the weights."
@@ -280,7 +289,7 @@ class _Writer(NamedTuple):
         recipe = self.config.model_dump(mode="json", exclude={"start"})
         with appearing(path.with_suffix(".json")), appearing(path) as part:
             _weights.save(
-                _in_float32(network),
+                _plain(_in_float32(network)),
                 part,
                 name=f"{self.config.model}@own",
                 model=self.config.model,
@@ -307,6 +316,11 @@ def _in_float32(network: nn.Module) -> nn.Module:
     """As it is used; a run in float64 averages in float64."""
     exact = any(parameter.dtype == torch.float64 for parameter in network.parameters())
     return deepcopy(network).float() if exact else network
+
+
+def _plain(network: nn.Module) -> nn.Module:
+    """What a network's weights are kept of: a published one, without the common forward around."""
+    return network.network if isinstance(network, GreyWindow) else network
 
 
 def _validated(network: nn.Module, patients: Slices) -> engine.Validation:

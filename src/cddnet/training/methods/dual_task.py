@@ -16,7 +16,6 @@ Source: CDD-Net and DCMPNet (Zhang et al., CVPR 2024).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
 from typing import Literal
@@ -223,15 +222,7 @@ class OwnFeatures(nn.Module):
         self.network.load_state_dict(denoiser.state_dict())
 
     def forward(self, image: Tensor) -> Sequence[Tensor]:
-        found: list[Tensor] = []
-        body = self.network.body
-        with ExitStack() as watched:
-            for level in (body.encode1, body.encode2, body.bottom):
-                watched.callback(
-                    level.register_forward_hook(lambda _level, _in, out: found.append(out)).remove
-                )
-            self.network(image)
-        return found
+        return self.network.encode(image)
 
 
 class Vgg19Features(nn.Module):
