@@ -123,6 +123,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
         "auto", description="auto: bfloat16 in the networks where the hardware has it"
     )
     validate_every: int = Field(1000, gt=0, description="steps between validations")
+    validation_slices: int = Field(4, gt=0, description="of each patient, at most, evenly chosen")
     checkpoint_every: int = Field(500, gt=0, description="steps between checkpoints")
     log_every: int = Field(100, gt=0, description="steps between lines of the log")
     seed: int = Field(0, ge=0)

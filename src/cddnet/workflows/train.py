@@ -49,7 +49,6 @@ RECIPE, WEIGHTS, BEST = "recipe.yaml", "weights.safetensors", "best.safetensors"
 _ABOUT = "run.json"
 _VALIDATION_WINDOW_HU = (-160.0, 240.0)
 _VALIDATION_DOSE = 0.25
-_VALIDATION_SLICES = 4
 
 Progress = Callable[[str, int, int], None]
 Slices = Mapping[str, Sequence[Learnable]]
@@ -132,7 +131,7 @@ def train_from_config(
             slices=[item for group in found.learned.values() for item in group],
             folder=out,
             processes=processes,
-            validate=partial(_validated, patients=found.checked),
+            validate=partial(_validated, patients=_checked_on(found.checked, config)),
             keep_best=partial(writer.write, out / BEST),
             progress=options.progress if processes.is_first else TrainOptions().progress,
         )
@@ -338,15 +337,18 @@ def _picture(network: nn.Module, source: Learnable) -> NDArray[np.float32]:
     return hu_to_window(np.concatenate(panels, axis=1), _VALIDATION_WINDOW_HU)
 
 
+def _checked_on(patients: Slices, config: TrainConfig) -> Slices:
+    """At most so many slices of each patient as the recipe says, evenly chosen."""
+    most = config.validation_slices
+    return {name: group[:: math.ceil(len(group) / most)] for name, group in patients.items()}
+
+
 def validate(network: nn.Module, patients: Slices) -> Validation:
-    """Whole slices at the calibrated quarter dose, or the real low dose where there is one; at most
-    four evenly chosen ones per patient.
-    """
+    """Whole slices at the calibrated quarter dose, or the real low dose where there is one."""
     network.eval()
     before, after = [], []
     for group in patients.values():
-        chosen = group[:: math.ceil(len(group) / _VALIDATION_SLICES)]
-        scores = [_score(network, item) for item in chosen]
+        scores = [_score(network, item) for item in group]
         before.append(np.mean([low for low, _ in scores]))
         after.append(np.mean([high for _, high in scores]))
     return Validation(float(np.mean(before)), float(np.mean(after)))
