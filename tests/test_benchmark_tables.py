@@ -249,7 +249,7 @@ def test_the_comparison_shows_gain_difference_and_what_is_below_the_low_dose():
     good, costs = cells(lines, "cddnet")
     assert good[1:] == ["33.50", "0.8375", "6.50", "+2.00 [+2.00, +2.00]", "", ""]
     assert costs[1:5] == ["5.29", "974,397", "3.90", "0.25"]
-    assert costs[5:] == ["160 crops of 64 x 64", "3.0e-05"]
+    assert costs[5:] == ["160 crops of 64 x 64", "3.0e-05", "+0.40"]
     bad = cells(lines, "bad")[0]
     assert bad[4:6] == ["-0.50 [-0.50, -0.50]", "-2.50 [-2.50, -2.50]"]
     assert bad[6] == "worse than the low dose in PSNR, SSIM, RMSE; not converged (+0.35 dB)"

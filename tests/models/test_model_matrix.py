@@ -19,8 +19,18 @@ NAMES = models.names()
 SHARED_FORWARD = [
     name for name in NAMES if not getattr(plugins.load("models", name), "PUBLISHED_FORWARD", False)
 ]
+
+
+def learns(name):
+    """Whether a network has parameters; filters that learn nothing have no gradient either."""
+    with torch.device("meta"):
+        return any(True for _ in models.build(name).parameters())
+
+
+LEARNED = [name for name in SHARED_FORWARD if learns(name)]
 every_network = pytest.mark.parametrize("name", NAMES)
 every_shared = pytest.mark.parametrize("name", SHARED_FORWARD)
+every_learned = pytest.mark.parametrize("name", LEARNED)
 
 
 def seeded(name, **options):
@@ -67,13 +77,19 @@ def test_any_size_comes_back_in_that_size(name, size):
         assert field.isfinite().all()
 
 
-@every_shared
+@every_learned
 def test_every_parameter_gets_a_gradient(name):
     network = stirred(name).train()
     network(noise_image(2, 1, 33, 47)).image.square().mean().backward()
     dead = getattr(plugins.load("models", name), "DEAD_PARAMETERS", ())
     without = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
     assert tuple(without) == tuple(dead)
+
+
+@pytest.mark.parametrize("name", [name for name in SHARED_FORWARD if name not in LEARNED])
+def test_what_learns_nothing_refuses_a_gradient(name):
+    with pytest.raises(ModelError, match="has no gradient"):
+        seeded(name)(noise_image(1, 1, 9, 11).requires_grad_())
 
 
 @every_shared
@@ -106,13 +122,23 @@ def test_the_input_decides_the_output(name):
     assert not torch.equal(one, other)
 
 
+every_extreme = pytest.mark.parametrize(
+    "image", [extreme_image(), torch.full((1, 1, 40, 56), -1.0)]
+)
+
+
 @every_shared
-@pytest.mark.parametrize("image", [extreme_image(), torch.full((1, 1, 40, 56), -1.0)])
-def test_extreme_input_gives_finite_output_and_gradient(name, image):
-    network = stirred(name).train()
-    output = network(image)
-    output.image.square().mean().backward()
+@every_extreme
+def test_extreme_input_gives_finite_output(name, image):
+    output = stirred(name).train()(image)
     assert all(field.isfinite().all() for field in present(output))
+
+
+@every_learned
+@every_extreme
+def test_extreme_input_gives_finite_gradient(name, image):
+    network = stirred(name).train()
+    network(image).image.square().mean().backward()
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     assert all(gradient.isfinite().all() for gradient in gradients)
 

@@ -51,6 +51,20 @@ def test_a_network_comes_back_with_its_answers(tmp_path):
         assert not torch.equal(other(image()).image, network(image()).image)
 
 
+def test_without_tensors_the_hash_is_of_the_options(tmp_path):
+    hashes = []
+    for reach in (1.0, 2.0):
+        options = {"near_pixels": reach, "near_per_noise": 1.0}
+        path = tmp_path / f"{reach}.safetensors"
+        network = models.build("bilateral", **options)
+        _weights.save(network, path, name="b@1", model="bilateral", options=options, version="0")
+        loaded, card = _weights.load(path)
+        hashes.append(card.sha256)
+        assert torch.equal(loaded(image()).image, network(image()).image)
+        assert card.options == options
+    assert hashes[0] != hashes[1]
+
+
 def test_a_changed_byte_is_refused_by_the_hash(weights):
     content = bytearray(weights.read_bytes())
     content[-3] ^= 1

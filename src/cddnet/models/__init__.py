@@ -29,6 +29,11 @@ def names() -> tuple[str, ...]:
     return plugins.names("models")
 
 
+def published_names() -> tuple[str, ...]:
+    """Every network that loads the weights of its authors' code."""
+    return tuple(name for name in names() if hasattr(_load(name), "from_published"))
+
+
 def build(name: str, **options: object) -> nn.Module:
     """Network `name` with fresh weights; options are the fields of its `Config`.
 
@@ -58,10 +63,9 @@ def from_published(name: str, state_dict: Mapping[str, Tensor]) -> nn.Module:
     """
     model = _load(name)
     if not hasattr(model, "from_published"):
-        loadable = [known for known in names() if hasattr(_load(known), "from_published")]
         raise ModelError(
             f"network '{name}' cannot load published weights; "
-            f"these can: {', '.join(loadable) or 'none'}."
+            f"these can: {', '.join(published_names()) or 'none'}."
         )
     network: nn.Module = model.from_published(state_dict)
     return network

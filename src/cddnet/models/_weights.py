@@ -20,8 +20,10 @@ from cddnet.models._cards import Card, file_hash, read_card
 def save(network: nn.Module, weights: Path, **card: object) -> Card:
     """Write `weights` (.safetensors) and its card beside it (.json), with the hash filled in."""
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
+    # Where nothing was learned, the hash would be the same for all; the options are what it is of.
+    metadata = None if state else {"options": json.dumps([card["model"], card["options"]])}
     # Its own writer makes files that nobody else may read.
-    weights.write_bytes(safetensors.torch.save(state))
+    weights.write_bytes(safetensors.torch.save(state, metadata))
     written = Card(sha256=file_hash(weights), **card)  # type: ignore[arg-type]
     weights.with_suffix(".json").write_text(
         json.dumps(asdict(written), indent=2) + "\n", encoding="utf-8"

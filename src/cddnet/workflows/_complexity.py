@@ -29,7 +29,9 @@ class Complexity(BaseModel, frozen=True, extra="forbid"):
     network: str
     parameters: int = Field(description="that the denoised image depends on")
     unused_parameters: int = Field(description="in the weights, without part in the image")
-    flops: int = Field(description="torch.utils.flop_counter: convolutions, matrix products")
+    flops: int = Field(
+        description="torch.utils.flop_counter: convolutions, matrix products; 0: a filter"
+    )
     macs: int = Field(description="multiply-accumulates: half of the flops")
     weights_bytes: int = Field(description="of the file that is shipped, no optimiser in it")
     height: int
@@ -62,7 +64,7 @@ def measure(model: str | Path, *, side: int = SIDE) -> Complexity:
         weights_bytes=weights.stat().st_size,
         height=side,
         width=side,
-        dtype=str(next(network.parameters()).dtype).removeprefix("torch."),
+        dtype=str(next(network.parameters(), image).dtype).removeprefix("torch."),
         seconds_per_slice=_seconds(network, image),
         runs=_RUNS,
         threads=torch.get_num_threads(),
@@ -74,6 +76,8 @@ def used_parameters(network: nn.Module) -> int:
     """Parameters that a gradient of the denoised image reaches."""
     small = torch.zeros(1, 1, _SMALL_SIDE, _SMALL_SIDE)
     parameters = list(network.parameters())
+    if not parameters:
+        return 0
     wanted = [parameter.requires_grad for parameter in parameters]
     try:
         network.requires_grad_(True)

@@ -248,7 +248,7 @@ def cost(item: Complexity) -> list[tuple[str, str]]:
     return [
         ("network", f"{item.name} ({item.network}), inference graph only"),
         ("parameters", f"{item.parameters:,}{unused if item.unused_parameters else ''}"),
-        ("multiply-accumulates", f"{item.macs / 1e9:.3f} G"),
+        ("multiply-accumulates", f"{item.macs / 1e9:.3f} G" if item.macs else "not counted"),
         ("floating-point operations", f"{item.flops / 1e9:.3f} G (torch's counter)"),
         ("weights file", f"{item.weights_bytes / 1e6:.3f} MB"),
         (

@@ -76,7 +76,7 @@ def _tensors(checkpoint: Path) -> Mapping[str, Tensor]:
 
 def _fitting(state: Mapping[str, Tensor], checkpoint: Path) -> str:
     reasons = []
-    for name in models.names():
+    for name in models.published_names():
         try:
             models.from_published(name, state)
         except ModelError as error:

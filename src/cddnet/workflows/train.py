@@ -221,6 +221,11 @@ def _denoiser(config: TrainConfig) -> tuple[nn.Module, TrainConfig, dict[str, ob
     """
     if config.start is None:
         fresh = models.build(config.model, **config.options)
+        if next(fresh.parameters(), None) is None:
+            raise ModelError(
+                f"'{config.model}' has no parameters to train; choose another network, or tune it "
+                "with benchmarks/tune_classical.py."
+            )
         return models.in_network_range(config.model, fresh), config, {}
     network, card = store.load(config.start)
     if card.model != config.model or (
