@@ -97,6 +97,9 @@ def arguments(parser: argparse.ArgumentParser, *, seeds: int, crops: int) -> Non
     parser.add_argument("--jobs", type=int, default=1, help="rows trained at the same time")
     parser.add_argument("--threads", type=int, default=1, help="of each training, and of the times")
     parser.add_argument("--workers", type=int, default=1, help="of each training, making noise")
+    parser.add_argument(
+        "--precision", help="of every training in place of its recipe's, such as bfloat16"
+    )
     parser.add_argument("--validation-patients", type=int, default=4, help="first of the split")
     parser.add_argument("--validation-slices", type=int, default=1, help="of each of them")
     parser.add_argument("--slices", type=int, default=4, help="per test patient, evenly chosen")
@@ -125,6 +128,8 @@ def begin(rows: list[Row], chosen: argparse.Namespace) -> Session:
         # Rows see the same noise: the first to need it makes it.
         f"noise_folder={(chosen.runs.parent / 'noise').resolve()}",
     )
+    if chosen.precision:
+        extra += (f"precision={chosen.precision}",)
     trainer = Trainer(
         runs=chosen.runs,
         data=chosen.data,
