@@ -7,7 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from cddnet import models
-from cddnet.config import ConfigError, PatientSplit, TrainConfig, load_config
+from cddnet.config import ConfigError, PatientSplit, TrainConfig, checked, load_config
 from cddnet.errors import CddnetError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -109,3 +109,9 @@ def test_files_are_shipped():
     recipes = {"train_cddnet", "train_cddnet_dual_task", "train_red_cnn", "train_wgan_vgg"}
     files = {path.stem for path in CONFIGS.glob("*.yaml")}
     assert files >= recipes | {"train_cncl", "split_open_ct"}
+
+
+def test_a_wrong_key_within_a_list_is_named_with_the_nearest():
+    lesions = {"per_slice": 1, "strata": [{"diameter": (1, 2), "contrast_hu": (5, 6)}]}
+    with pytest.raises(ConfigError, match=r"strata\.0\.diameter: .*'diameter_mm'"):
+        checked({"split": "s", "lesions": lesions}, TrainConfig, "recipe")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -216,7 +216,9 @@ def _reason(item: ErrorDetails, kind: type[BaseModel]) -> str:
     *above, key = item["loc"]
     within: Any = kind
     for part in above:
-        within = within.model_fields[part].annotation
+        # A number is a place in a list of parts that are alike.
+        inner = get_args(within)[0] if isinstance(part, int) else within.model_fields[part]
+        within = getattr(inner, "annotation", inner)
     return f"there is no such key{nearest(str(key), within.model_fields)}"
 
 
