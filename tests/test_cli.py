@@ -26,6 +26,8 @@ OPTIONS = {
         "--series",
         "--window",
         "--image-type",
+        "--engine",
+        "--threads",
         "--json",
     ],
     "simulate": [
@@ -59,7 +61,16 @@ OPTIONS = {
     ],
     "info": ["source", "--json"],
     "models": ["--json"],
-    "demo": ["output", "--model", "--strength", "--device", "--json"],
+    "benchmark": ["--model", "--quick", "--threads", "--json"],
+    "demo": [
+        "output",
+        "--model",
+        "--strength",
+        "--device",
+        "--engine",
+        "--threads",
+        "--json",
+    ],
     "evaluate": [
         "reference",
         "test",

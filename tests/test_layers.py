@@ -29,6 +29,7 @@ LATE = {"torch": {"metrics/perceptual.py", "cli.py"}}
 # A public file in models/ or metrics/ would be a plug-in; what packages above share is named here.
 SHARED = {
     "formats._atomic",
+    "formats._facts",
     "formats._new_series",
     "formats._parametric",
     "formats._sidecar",

@@ -76,6 +76,13 @@ Strength = Annotated[
     typer.Option(min=0.0, max=1.0, help="0 the source, 1 the network; default: the model card's."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Engine = Annotated[
+    str, typer.Option(help="auto (the fastest there is), openvino, onnx or torch_eager.")
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="Of the network; default: the cores there are, at most 8."),
+]
 Series = Annotated[
     str | None, typer.Option(help="Series UID, or its ending, where a folder holds several.")
 ]
@@ -103,9 +110,12 @@ def denoise(
     image_type: Annotated[ImageType, typer.Option(help="DICOM ImageType, value 2.")] = (
         ImageType.secondary
     ),
+    engine: Engine = "auto",
+    threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Denoise a CT series: DICOM in, derived DICOM out; or NIfTI, MetaImage, arrays, pictures."""
+    from cddnet.runtime.processor import chosen_threads
     from cddnet.workflows.denoise import DenoiseOptions, denoise_file
 
     options = DenoiseOptions(
@@ -115,6 +125,8 @@ def denoise(
         series=series,
         window_hu=window,
         image_type=image_type.value,
+        engine=engine,
+        threads=threads,
     )
     with _progress() as show:
         volume = denoise_file(
@@ -127,6 +139,9 @@ def denoise(
         return
     for note in volume.notes:
         typer.echo(f"note: {note}")
+    told = dict(step.parameters)
+    count = chosen_threads(threads)
+    typer.echo(f"engine: {told['engine']}, {told['precision']}, {told['device']}, {count} threads")
     typer.echo(f"{output}: {volume.shape[0]} slices, {step.label}. Research use only.")
 
 
@@ -359,19 +374,59 @@ def import_(
     )
 
 
+@networks.command("export")
+def export_network(
+    name: Annotated[str, typer.Argument(help="A shipped name or a .safetensors file.")],
+    onnx: Annotated[Path, typer.Option("--onnx", help="A new file.", show_default=False)],
+) -> None:
+    """Write a network as one ONNX file for other pipelines; HU / 1024 in, HU / 1024 out."""
+    from cddnet.workflows.export_network import export_network as write_network
+
+    told = write_network(name, onnx)
+    typer.echo(f"{onnx}: {told}. Research use only.")
+
+
+@app.command()
+def benchmark(
+    model: Annotated[
+        list[str] | None, typer.Option(help="A network or shipped name; repeatable; default: all.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Two rounds, 256 x 256 pixels.")] = False,
+    threads: Threads = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="A new file for every figure.")
+    ] = None,
+) -> None:
+    """Time every network by every engine on this machine: same slice, one run, turn about."""
+    from cddnet.workflows.benchmark import QUICK, BenchmarkOptions, table, write_json
+    from cddnet.workflows.benchmark import benchmark as run_benchmark
+
+    chosen = QUICK if quick else {}
+    options = BenchmarkOptions(threads=threads, only=tuple(model or ()), **chosen)
+    with _progress() as show:
+        result = run_benchmark(options, show)
+    typer.echo(table(result))
+    if json_file is not None:
+        write_json(result, json_file)
+
+
 @app.command()
 def demo(
     output: Annotated[Path, typer.Argument(help="A new folder.")] = Path("demo_output"),
     model: Model = "default",
     strength: Strength = None,
     device: Device = "auto",
+    engine: Engine = "auto",
+    threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Take a real abdominal series to a quarter of its dose, denoise it, measure and draw it."""
     from cddnet.workflows.demo import DOSE_FRACTION, METRIC_WINDOW_HU, run_demo
     from cddnet.workflows.denoise import DenoiseOptions
 
-    options = DenoiseOptions(model=model, strength=strength, device=device)
+    options = DenoiseOptions(
+        model=model, strength=strength, device=device, engine=engine, threads=threads
+    )
     with _progress() as show:
         result = run_demo(output, options, show)
     noise, (low, high) = result.noise, METRIC_WINDOW_HU
