@@ -61,6 +61,8 @@ OPTIONS = {
     ],
     "info": ["source", "--json"],
     "models": ["--json"],
+    "view": ["before", "after", "--port", "--no-browser", "--window"],
+    "node": ["--config"],
     "benchmark": ["--model", "--quick", "--threads", "--json"],
     "demo": [
         "output",

@@ -825,6 +825,78 @@ def train(
     )
 
 
+@app.command()
+def view(
+    before: Annotated[Path, typer.Argument(help="A CT file or folder.", show_default=False)],
+    after: Annotated[Path, typer.Argument(help="The same, denoised.", show_default=False)],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 0,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Only print the address.")
+    ] = False,
+    window: WindowHU = None,
+) -> None:
+    """Look at a series before and after, in the browser of this machine."""
+    with _extra("node"):
+        from cddnet.node.serving import serve_pair
+    from cddnet.node.pairs import LocalPair
+
+    serve_pair(LocalPair(before, after, window), port, browser=not no_browser, say=typer.echo)
+
+
+station = typer.Typer(
+    help="Receive CT series by DICOM, denoise those that rules name, send them on.",
+    rich_markup_mode=None,
+)
+app.add_typer(station, name="node")
+
+NodeFile = Annotated[
+    Path | None, typer.Option("--config", help="A YAML file, see deploy/node.yaml.")
+]
+
+
+@station.callback(invoke_without_command=True)
+def node(context: typer.Context, config: NodeFile = None) -> None:
+    """Receive CT series by DICOM, denoise those that rules name, send them on."""
+    if context.invoked_subcommand is not None:
+        return
+    if config is None:
+        raise typer.BadParameter("give --config and a file such as deploy/node.yaml.")
+    from cddnet.node.config import load_node
+
+    checked = load_node(config)
+    with _extra("node"):
+        from cddnet.node.service import Node
+    Node(checked).run_forever(page=True)
+
+
+@station.command("rules-test")
+def rules_test(
+    files: Annotated[
+        list[Path], typer.Argument(help="DICOM files or folders.", show_default=False)
+    ],
+    config: NodeFile = None,
+    calling_ae: Annotated[str, typer.Option(help="AE title of the sender.")] = "",
+) -> None:
+    """Say what the rules decide on files, and why. Quotes their headers; nothing is sent."""
+    if config is None:
+        raise typer.BadParameter("give --config and a file such as deploy/node.yaml.")
+    from cddnet.node.config import load_node
+    from cddnet.node.rules import explain
+
+    typer.echo(explain(files, load_node(config).rules, calling_ae))
+
+
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """An import that needs an extra of the package; says which where it is missing."""
+    try:
+        yield
+    except ImportError as error:
+        raise CddnetError(
+            f"this needs {error.name}, which is not installed: pip install cddnet[{name}]"
+        ) from error
+
+
 def main() -> None:
     """Entry point: 0 done, 1 refused or failed, 2 wrong usage."""
     try:

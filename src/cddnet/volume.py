@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,8 @@ class Derivation:
     neighbours: slices used on each side of the one derived.
     image_type: value 2 of the DICOM ImageType, SECONDARY by the letter, PRIMARY as a site option.
     timeless: headers do not say when the step ran, so that the same input gives the same bytes.
+    created: when this was first done to a series that may still grow, with a time zone; headers
+        then carry this date, and derived UIDs do not depend on which slices are there. None: now.
     """
 
     label: str
@@ -40,6 +43,7 @@ class Derivation:
     neighbours: int = 0
     image_type: str = "SECONDARY"
     timeless: bool = False
+    created: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -72,11 +72,24 @@ class Recipe:
         self.steps = tuple(steps)
         self.frames = headers.frames
         timeless = all(step.timeless for step in self.steps)
-        self.now = None if timeless else datetime.now(_timezone(headers.frames[0].header))
+        created = self.steps[-1].created
+        zone = _timezone(headers.frames[0].header)
+        first_run = created.astimezone(zone) if created else datetime.now(zone)
+        self.now = None if timeless else first_run
         self.neighbours = sum(step.neighbours for step in self.steps)
-        self._text = json.dumps([asdict(step) for step in self.steps], sort_keys=True)
-        sources = [f"{frame.sop_uid}/{frame.index}" for frame in self.frames]
-        self.series_uid = derived_uid("series", self._text, *sorted(sources))
+        # The date is no part of what decides the pixels.
+        told = [asdict(step) for step in self.steps]
+        for step in told:
+            del step["created"]
+        self._text = json.dumps(told, sort_keys=True)
+        self._grows = created is not None
+        if self._grows:
+            source = headers.frames[0].header
+            parts = (str(source.StudyInstanceUID), str(source.SeriesInstanceUID))
+            self.series_uid = derived_uid("growing series", self._text, *parts)
+        else:
+            sources = [f"{frame.sop_uid}/{frame.index}" for frame in self.frames]
+            self.series_uid = derived_uid("series", self._text, *sorted(sources))
 
     def sources(self, index: int) -> tuple[Frame, ...]:
         """The source slices that slice `index` was made from, its own first."""
@@ -89,8 +102,10 @@ class Recipe:
         """UID of derived slice `index`.
 
         The series enters too: the same slice derived alone and within its series is two objects.
+        Where the series grows, a neighbour that came late must not make a slice another object.
         """
-        used = [f"{frame.sop_uid}/{frame.index}" for frame in self.sources(index)]
+        sources = self.sources(index)[:1] if self._grows else self.sources(index)
+        used = [f"{frame.sop_uid}/{frame.index}" for frame in sources]
         return derived_uid("image", self.series_uid, self._text, *used)
 
     def series_number(self) -> int:

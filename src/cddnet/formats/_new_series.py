@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +28,7 @@ from cddnet.formats._derived_headers import (
     file_meta,
 )
 from cddnet.formats._dicom_pixels import quiet
+from cddnet.formats._sidecar import step_as_json
 from cddnet.intensity.hu import hu_to_stored
 from cddnet.volume import CTVolume, SliceHU
 
@@ -105,7 +105,7 @@ def _recipe(volume: CTVolume, description: NewSeries) -> str:
         "thickness_mm": volume.thickness_mm,
         "positions_mm": volume.slice_positions_mm(),
     }
-    steps = [asdict(step) for step in volume.derivation]
+    steps = [step_as_json(step) for step in volume.derivation]
     told = {"kernel": volume.acquisition.kernel, "window_hu": description.window_hu}
     return json.dumps([description.name, steps, geometry, told], sort_keys=True)
 

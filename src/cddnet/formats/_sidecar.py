@@ -7,7 +7,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from cddnet.errors import FormatError
 from cddnet.formats._atomic import new_files
@@ -19,18 +21,33 @@ FOLDER_RECORD = "derivation.json"
 
 def record(derivation: tuple[Derivation, ...]) -> str:
     """The steps as JSON."""
-    steps = [asdict(step) for step in derivation]
+    steps = [step_as_json(step) for step in derivation]
     return json.dumps({"use": RESEARCH_USE, "derivation": steps}, indent=2) + "\n"
+
+
+def step_as_json(step: Derivation) -> dict[str, object]:
+    """The fields of a step; a date only where there is one, so that old records stay the same."""
+    fields = asdict(step)
+    del fields["created"]
+    return fields if step.created is None else fields | {"created": step.created.isoformat()}
+
+
+def _step(fields: dict[str, Any]) -> Derivation:
+    created = fields.get("created")
+    return Derivation(
+        **{
+            **fields,
+            "parameters": tuple(map(tuple, fields["parameters"])),
+            "created": None if created is None else datetime.fromisoformat(created),
+        }
+    )
 
 
 def recorded(text: str, where: str) -> tuple[Derivation, ...]:
     """The steps of a record, the inverse of `record`."""
     try:
-        return tuple(
-            Derivation(**{**step, "parameters": tuple(map(tuple, step["parameters"]))})
-            for step in json.loads(text)["derivation"]
-        )
-    except (ValueError, TypeError, KeyError) as error:
+        return tuple(_step(step) for step in json.loads(text)["derivation"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise FormatError(
             f"{where}: not a record of processing steps ({error!r}); move it away if it is not "
             "from cddnet."

@@ -100,7 +100,15 @@ def denoise_volume(
     model: a shipped name or a weights file; strength: 0 to 1, None for the model card's default.
     Raises: ModelError for an unknown model or a strength outside 0 to 1.
     """
-    return _denoised(volume, _plan(DenoiseOptions(model=model, strength=strength)))
+    return denoise_with(volume, DenoiseOptions(model=model, strength=strength))
+
+
+def denoise_with(volume: CTVolume, options: DenoiseOptions) -> CTVolume:
+    """As `denoise_volume`, with all options but those of reading and writing.
+
+    Raises: ModelError also for an engine or device that cannot run here.
+    """
+    return _denoised(volume, _plan(options))
 
 
 def denoise_hu(

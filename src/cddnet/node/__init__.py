@@ -1,0 +1,1 @@
+"""The DICOM node: receive, decide, denoise, send; nothing that was accepted is lost."""

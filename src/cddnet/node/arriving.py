@@ -1,0 +1,117 @@
+"""What an instance says of itself as it arrives, checked before anything of it is believed."""
+
+from __future__ import annotations
+
+import re
+from io import BytesIO
+from typing import NamedTuple
+
+from pydicom import Dataset
+from pydicom.filereader import read_dataset
+from pydicom.tag import BaseTag
+from pydicom.uid import UID
+
+# Values of C-STORE statuses (PS3.4 table B.2-1).
+OUT_OF_RESOURCES = 0xA700
+DOES_NOT_MATCH = 0xA900
+CANNOT_UNDERSTAND = 0xC000
+NOT_AUTHORISED = 0x0124
+
+LARGEST_FRAME_PIXELS = 1 << 26
+MOST_FRAMES = 1 << 16
+PIXEL_GROUP = 0x7FE0
+# SOP class, SOP instance, study, series; instances in the series; what tells the length of pixels.
+CLASS, INSTANCE, STUDY, SERIES = 0x00080016, 0x00080018, 0x0020000D, 0x0020000E
+EXPECTED = 0x00201209
+SAMPLES, FRAMES, ROWS, COLUMNS, ALLOCATED = (
+    0x00280002,
+    0x00280008,
+    0x00280010,
+    0x00280011,
+    0x00280100,
+)
+TAGS = (CLASS, INSTANCE, STUDY, SERIES, EXPECTED, SAMPLES, FRAMES, ROWS, COLUMNS, ALLOCATED)
+# Lenient where it does no harm: some scanners write leading zeros.
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+
+
+class Refused(Exception):
+    """An instance that is not taken. status: of the C-STORE response; reason: for log and count."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+class Arriving(NamedTuple):
+    """Identity of an instance; expected: instances its series says it has, 0 where it does not."""
+
+    sop_class: str
+    sop_uid: str
+    study_uid: str
+    series_uid: str
+    expected: int
+
+
+def arriving(data: BytesIO, syntax: UID, announced: tuple[str, str]) -> Arriving:
+    """Identity of an encoded data set; only the elements that matter are decoded.
+
+    announced: SOP class and instance UID of the command. Raises Refused.
+    """
+    data.seek(0)
+    try:
+        header = read_dataset(
+            data,
+            syntax.is_implicit_VR,
+            syntax.is_little_endian,
+            stop_when=lambda tag, _vr, _length: tag.group >= PIXEL_GROUP,
+            specific_tags=[BaseTag(tag) for tag in TAGS],
+        )
+        texts = {tag: _text(header, tag) for tag in (CLASS, INSTANCE, STUDY, SERIES)}
+        sizes = {tag: _whole(header, tag, syntax) for tag in TAGS[4:]}
+    except Exception:
+        # Not chained: the library's message may quote a value that names the patient.
+        raise Refused(CANNOT_UNDERSTAND, "damaged") from None
+    for uid in texts.values():
+        if not uid:
+            raise Refused(CANNOT_UNDERSTAND, "no_uid")
+        if len(uid) > 64 or not _UID.fullmatch(uid):
+            raise Refused(CANNOT_UNDERSTAND, "bad_uid")
+    if (texts[CLASS], texts[INSTANCE]) != announced:
+        raise Refused(DOES_NOT_MATCH, "wrong_class")
+    _require_pixels(sizes, len(data.getbuffer()) - data.tell(), syntax)
+    return Arriving(
+        texts[CLASS], texts[INSTANCE], texts[STUDY], texts[SERIES], max(0, sizes[EXPECTED])
+    )
+
+
+def _require_pixels(sizes: dict[int, int], left: int, syntax: UID) -> None:
+    """Refuse what would burst the memory when it is decoded, or has too few pixels."""
+    rows, columns = sizes[ROWS], sizes[COLUMNS]
+    frames, samples = sizes[FRAMES] or 1, sizes[SAMPLES] or 1
+    if min(rows, columns, frames, samples) <= 0:
+        raise Refused(CANNOT_UNDERSTAND, "damaged")
+    if rows * columns * samples > LARGEST_FRAME_PIXELS or frames > MOST_FRAMES:
+        raise Refused(CANNOT_UNDERSTAND, "too_large")
+    needed = rows * columns * samples * frames * sizes[ALLOCATED] // 8
+    if not syntax.is_compressed and left < needed:
+        raise Refused(CANNOT_UNDERSTAND, "damaged")
+
+
+def _bytes(header: Dataset, tag: int) -> bytes:
+    if tag not in header:
+        return b""
+    value = header.get_item(tag).value
+    return value if isinstance(value, bytes) else str(value).encode("ascii")
+
+
+def _text(header: Dataset, tag: int) -> str:
+    return _bytes(header, tag).decode("ascii").strip(" \0")
+
+
+def _whole(header: Dataset, tag: int, syntax: UID) -> int:
+    """A number stored as text (IS) or in two bytes (US); 0 where it is absent."""
+    value = _bytes(header, tag)
+    if tag in (EXPECTED, FRAMES):
+        return int(value.decode("ascii").strip(" \0") or 0)
+    return int.from_bytes(value[:2], "little" if syntax.is_little_endian else "big")

@@ -1,0 +1,160 @@
+"""The SQLite file under the journal: tables, transactions that survive a power cut, one lock."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from cddnet.errors import CddnetError
+
+Write = Callable[[sqlite3.Connection], None]
+VERSION = 1
+SCHEMA = """
+CREATE TABLE instances (
+  sop_uid TEXT PRIMARY KEY, series_uid TEXT NOT NULL, sop_class TEXT NOT NULL,
+  file TEXT NOT NULL, size INTEGER NOT NULL, sha256 TEXT NOT NULL,
+  caller TEXT NOT NULL, received_at REAL NOT NULL, purged_at REAL) WITHOUT ROWID;
+CREATE INDEX instances_series ON instances (series_uid);
+CREATE TABLE series (
+  series_uid TEXT PRIMARY KEY, key TEXT NOT NULL UNIQUE, state TEXT NOT NULL,
+  generation INTEGER NOT NULL, expected INTEGER NOT NULL, caller TEXT NOT NULL,
+  first_at REAL NOT NULL, last_at REAL NOT NULL, frozen TEXT, reason TEXT NOT NULL DEFAULT '')
+  WITHOUT ROWID;
+CREATE INDEX series_state ON series (state);
+CREATE TABLE outputs (
+  output_key TEXT PRIMARY KEY, series_uid TEXT NOT NULL, place INTEGER NOT NULL,
+  spec TEXT NOT NULL, generation INTEGER NOT NULL, state TEXT NOT NULL,
+  attempts INTEGER NOT NULL DEFAULT 0, next_at REAL NOT NULL DEFAULT 0,
+  error TEXT NOT NULL DEFAULT '', done INTEGER NOT NULL DEFAULT 0,
+  total INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE INDEX outputs_series ON outputs (series_uid);
+CREATE INDEX outputs_state ON outputs (state, next_at);
+CREATE TABLE objects (
+  sop_uid TEXT PRIMARY KEY, output_key TEXT NOT NULL, source_uid TEXT NOT NULL,
+  recipe TEXT NOT NULL, sop_class TEXT NOT NULL, file TEXT NOT NULL, size INTEGER NOT NULL,
+  sha256 TEXT NOT NULL, weights TEXT NOT NULL, made_at REAL NOT NULL) WITHOUT ROWID;
+CREATE INDEX objects_output ON objects (output_key, recipe);
+CREATE TABLE sends (
+  number INTEGER PRIMARY KEY, sop_uid TEXT NOT NULL, destination TEXT NOT NULL,
+  state TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, next_at REAL NOT NULL DEFAULT 0,
+  error TEXT NOT NULL DEFAULT '', transaction_uid TEXT, changed_at REAL NOT NULL,
+  UNIQUE (sop_uid, destination));
+CREATE INDEX sends_due ON sends (destination, state, next_at);
+CREATE INDEX sends_transaction ON sends (transaction_uid);
+CREATE TABLE audit (
+  number INTEGER PRIMARY KEY, at REAL NOT NULL, what TEXT NOT NULL, series TEXT NOT NULL,
+  caller TEXT NOT NULL, weights TEXT NOT NULL, count INTEGER NOT NULL,
+  object TEXT NOT NULL DEFAULT '', destination TEXT NOT NULL DEFAULT '');
+"""
+
+
+class _Waiting:
+    """A write that waits for the next common transaction."""
+
+    def __init__(self, write: Write) -> None:
+        self.write, self.done = write, False
+        self.error: BaseException | None = None
+
+
+class Database:
+    """One connection behind a lock. What a finished transaction wrote survives kill and power cut.
+
+    clock: seconds since 1970.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        """Open or make the file.  Raises CddnetError for one that is damaged or of a newer kind."""
+        self.path, self.clock = path, clock
+        self._lock = threading.RLock()
+        self._line = threading.Lock()
+        self._waiting: list[_Waiting] = []
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._connection.row_factory = sqlite3.Row
+        try:
+            self._prepare()
+        except sqlite3.DatabaseError as error:
+            self._connection.close()
+            raise CddnetError(
+                f"{path}: the journal cannot be used ({error}); restore it, or move it and the "
+                "images beside it away to start anew."
+            ) from error
+
+    def _prepare(self) -> None:
+        # FULL: a commit is on the disk before it returns, also in write-ahead mode.
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "temp_store=MEMORY"):
+            self._connection.execute(f"PRAGMA {pragma}")
+        (found,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if found == 0:
+            self._connection.executescript(
+                f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={VERSION}; COMMIT"
+            )
+        elif found != VERSION:
+            self._connection.close()
+            raise CddnetError(
+                f"{self.path}: is a journal of version {found}, this node writes {VERSION}; "
+                "use the version of cddnet that made it."
+            )
+
+    def rows(self, sql: str, values: Sequence[object] = ()) -> list[sqlite3.Row]:
+        """What a query finds."""
+        with self._lock:
+            return self._connection.execute(sql, values).fetchall()
+
+    def number(self, sql: str, values: Sequence[object] = ()) -> int:
+        """The one whole number that a query finds; 0 for none."""
+        found = self.rows(sql, values)
+        return int(found[0][0] or 0) if found else 0
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing; on the disk when it ends."""
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    def together(self, write: Write) -> None:
+        """Run a write in a transaction that it may share with those of other threads.
+
+        On the disk when this returns; many callers then wait for one flush instead of one each.
+        """
+        own = _Waiting(write)
+        with self._line:
+            self._waiting.append(own)
+        with self._lock:
+            if not own.done:
+                with self._line:
+                    taken, self._waiting = self._waiting, []
+                self._commit(taken)
+        if own.error is not None:
+            raise own.error
+
+    def _commit(self, taken: list[_Waiting]) -> None:
+        try:
+            with self.transaction() as connection:
+                for item in taken:
+                    item.write(connection)
+        except BaseException as error:
+            for item in taken:
+                item.error = error
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            for item in taken:
+                item.done = True
+
+    def close(self) -> None:
+        """Close the file; a later use fails."""
+        with self._lock:
+            self._connection.close()

@@ -1,0 +1,77 @@
+"""A node in a process of its own, to look at from outside: its memory, its files, what it says."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from small_node import associate, shifted
+
+from cddnet.node.config import NodeConfig
+from cddnet.node.service import Node
+
+
+class Running:
+    """output: all that the process writes beside its log."""
+
+    def __init__(self, process, output, port):
+        self.process, self.output, self.port = process, output, port
+
+    def megabytes(self, name="VmHWM"):
+        """Resident memory, by default the most there ever was."""
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith(name):
+                return int(line.split()[1]) / 1024
+        raise AssertionError(name)
+
+    def answers(self, caller):
+        """Whether it does C-ECHO."""
+        echo = associate(self.port, caller=caller)
+        if not echo.is_established:
+            return False
+        status = echo.send_c_echo()
+        echo.release()
+        return getattr(status, "Status", None) == 0
+
+
+@contextmanager
+def running_node(config, folder, caller="SCANNER"):
+    """The node of a configuration, with the quick denoiser; stopped in order at the end.
+
+    Its working folder and the one for temporary files are below `folder`.
+    """
+    for name in ("work", "temporary"):
+        (folder / name).mkdir()
+    file = folder / "config.json"
+    file.write_text(config.model_dump_json())
+    output = folder / "output"
+    environment = os.environ | {"TMPDIR": str(folder / "temporary")}
+    with output.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, __file__, file],
+            cwd=folder / "work",
+            env=environment,
+            stdout=stream,
+            stderr=stream,
+        )
+    try:
+        running = Running(process, output, config.dicom_port)
+        until = time.monotonic() + 60
+        while not running.answers(caller):
+            assert process.poll() is None, output.read_text()
+            assert time.monotonic() < until, "the node does not start"
+            time.sleep(0.1)
+        yield running
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+if __name__ == "__main__":
+    config = NodeConfig.model_validate_json(Path(sys.argv[1]).read_text())
+    Node(config, denoise=shifted).run_forever()

@@ -1,0 +1,343 @@
+"""Receiving: on the disk before it is confirmed, refused with the right status, bounded."""
+
+import gc
+import os
+import socket
+import struct
+import threading
+import time
+from pathlib import Path
+from socketserver import BaseServer
+
+import pytest
+from pydicom import dcmread
+from pynetdicom import AE
+from pynetdicom.dsutils import encode
+from pynetdicom.sop_class import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    MRImageStorage,
+    PatientRootQueryRetrieveInformationModelFind,
+)
+from small_node import FAMILY, archive_at, associate, ct, node_config, send, station_at
+
+from cddnet.node import images
+from cddnet.node.receive import Receiver
+
+FULL, MISMATCH, DAMAGED, FORBIDDEN = 0xA700, 0xA900, 0xC000, 0x0124
+
+
+# The library leaves sockets of connections that broke to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture
+def listening(tmp_path, monkeypatch):
+    """A function that starts a receiver; all are stopped at the end."""
+    monkeypatch.setattr(BaseServer.serve_forever, "__defaults__", (0.02,))
+    started = []
+
+    def start(free=lambda folder: 1e15, **changes):
+        station = station_at(node_config(tmp_path / "node", **changes), free=free)
+        receiver = Receiver(station, lambda event: (0, None))
+        receiver.start()
+        started.append((receiver, station))
+        return station
+
+    yield start
+    for receiver, station in started:
+        receiver.stop(1)
+        station.close()
+    gc.collect()
+
+
+def kept(station):
+    return sorted(path for path in (station.config.folder / "inbox").rglob("*.dcm"))
+
+
+def port(station):
+    return station.config.dicom_port
+
+
+def test_what_is_confirmed_is_on_the_disk_and_in_the_journal(listening, monkeypatch):
+    """At the moment of the answer: flushed file, flushed folder, journal row, in this order."""
+    order = []
+    flush, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (order.append("flush"), flush(handle)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("named"), replace(a, b)))
+    station = listening()
+    accept = station.journal.accept
+    monkeypatch.setattr(
+        station.journal, "accept", lambda item: (order.append("journal"), accept(item))[1]
+    )
+    order.clear()
+    source = ct(0)
+    assert send(port(station), [source]) == [0]
+    assert order == ["flush", "named", "flush", "flush", "journal"]
+    (file,) = kept(station)
+    copy = dcmread(file)
+    assert copy == source
+    assert copy.PixelData == source.PixelData
+    assert station.journal.files() == [
+        (str(file.relative_to(station.config.folder)), file.stat().st_size)
+    ]
+
+
+def test_only_the_owner_can_read_and_no_name_tells_a_uid(listening):
+    station = listening()
+    send(port(station), [ct(0)])
+    for path in [station.config.folder, *station.config.folder.rglob("*")]:
+        assert path.stat().st_mode & 0o077 == 0, path
+        assert str(ct(0).SeriesInstanceUID) not in str(path)
+    assert FAMILY not in station.told.getvalue()
+    assert "received" in station.told.getvalue()
+    assert str(ct(0).SOPInstanceUID) not in station.told.getvalue()
+
+
+def test_a_duplicate_is_confirmed_and_changes_nothing(listening):
+    station = listening()
+    assert send(port(station), [ct(0), ct(1)]) == [0, 0]
+    before = [path.read_bytes() for path in kept(station)]
+    generation = station.journal.database.number("SELECT generation FROM series")
+    other = ct(0, SliceThickness="9")
+    assert send(port(station), [ct(0), other, ct(1)]) == [0, 0, 0]
+    assert [path.read_bytes() for path in kept(station)] == before, "the first one stays"
+    assert station.journal.database.number("SELECT generation FROM series") == generation
+    assert "different_bytes" in station.told.getvalue()
+
+
+def test_a_lost_file_of_a_known_instance_is_taken_again(listening):
+    station = listening()
+    send(port(station), [ct(0)])
+    kept(station)[0].unlink()
+    assert send(port(station), [ct(0)]) == [0]
+    assert dcmread(kept(station)[0]) == ct(0)
+
+
+HOSTILE = [
+    ({"SOPInstanceUID": "../../../../tmp/x"}, "bad_uid"),
+    ({"SeriesInstanceUID": "1.2/../../3"}, "bad_uid"),
+    ({"SeriesInstanceUID": "1.2\x00..\\3"}, "bad_uid"),
+    ({"SeriesInstanceUID": ""}, "no_uid"),
+    ({"StudyInstanceUID": "1." * 40 + "1"}, "bad_uid"),
+    ({"Rows": 65535, "Columns": 65535}, "too_large"),
+    ({"Rows": 129}, "damaged"),
+    ({"Rows": 0}, "damaged"),
+    ({"NumberOfFrames": "2000000"}, "too_large"),
+    ({"NumberOfFrames": "3"}, "damaged"),
+    ({"NumberOfFrames": "-1"}, "damaged"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value", "ignore:The value length")
+def test_hostile_headers_are_refused_and_leave_nothing(listening, monkeypatch):
+    station = listening()
+    for changes, reason in HOSTILE:
+        hostile = ct(0, **changes)
+        assert _raw_store(monkeypatch, station, hostile) == DAMAGED, changes
+        assert f'"reason": "{reason}"' in station.told.getvalue().splitlines()[-1], changes
+    assert kept(station) == []
+    assert station.journal.counts()["instances"] == 0
+    assert send(port(station), [ct(1)]) == [0], "the node is still there"
+
+
+def _raw_store(monkeypatch, station, hostile, cut=None):
+    """Status of a C-STORE whose command announces ct(0), and whose data set is another one."""
+    content = encode(hostile, False, True)[:cut]
+    monkeypatch.setattr("pynetdicom.association.encode", lambda *_: content)
+    (status,) = send(port(station), [ct(0)])
+    monkeypatch.undo()
+    return status
+
+
+def test_a_command_must_announce_what_is_in_the_data_set(listening, monkeypatch):
+    station = listening()
+    assert _raw_store(monkeypatch, station, ct(1)) == MISMATCH
+    assert _raw_store(monkeypatch, station, ct(0, SOPClassUID=MRImageStorage)) == MISMATCH
+    assert kept(station) == []
+
+
+def test_a_data_set_cut_short_is_refused(listening, monkeypatch):
+    station = listening()
+    for cut in (1, 7, 100, 600, -1000):
+        assert _raw_store(monkeypatch, station, ct(0), cut=cut) == DAMAGED, cut
+    assert kept(station) == []
+
+
+def test_who_may_call_and_whom(listening):
+    station = listening(destinations={"pacs": archive_at(4)})
+    assert associate(port(station), caller="STRANGER").is_rejected
+    assert associate(port(station), called="ANOTHER").is_rejected
+    archive = associate(port(station), caller="ARCHIVE")
+    assert archive.is_established, "it may tell what it committed to"
+    archive.release()
+    assert send(port(station), [ct(0)], caller="ARCHIVE") == [FORBIDDEN]
+    assert kept(station) == []
+    told = station.told.getvalue()
+    assert '"reason": "caller"' in told
+    assert '"reason": "called_ae"' in told
+    assert send(port(station), [ct(0)]) == [0]
+
+
+def test_any_caller_only_where_it_is_said_so(listening):
+    station = listening(allowed_callers="any")
+    assert send(port(station), [ct(0)], caller="STRANGER") == [0]
+
+
+def test_what_is_offered_is_ct_in_what_formats_decode(listening):
+    station = listening()
+    entity = AE("SCANNER")
+    kinds = (CTImageStorage, EnhancedCTImageStorage, MRImageStorage)
+    for kind in (*kinds, PatientRootQueryRetrieveInformationModelFind):
+        entity.add_requested_context(kind)
+    association = entity.associate("127.0.0.1", port(station), ae_title="CDDNET")
+    accepted = {context.abstract_syntax for context in association.accepted_contexts}
+    association.release()
+    assert accepted == set(kinds[:2])
+    echo = associate(port(station))
+    assert echo.send_c_echo().Status == 0
+    echo.release()
+
+
+def test_a_full_disk_is_told_and_recovers_by_itself(listening):
+    room = [0.0]
+    station = listening(free=lambda folder: room[0], smallest_free_gb=1)
+    assert send(port(station), [ct(0), ct(1)]) == [FULL, FULL]
+    assert kept(station) == []
+    room[0] = 2e9
+    assert send(port(station), [ct(0), ct(1)]) == [0, 0]
+    told = station.told.getvalue()
+    assert told.count('"event": "full"') == 1, "it is told once, not per slice"
+    assert told.count('"event": "space_again"') == 1
+
+
+def test_over_the_quota_is_full_too(listening):
+    size = 39_108
+    station = listening(quota_gb=2.5 * size / 1e9)
+    assert send(port(station), [ct(0), ct(1), ct(2)]) == [0, 0, FULL]
+    assert send(port(station), [ct(0)]) == [0], "a duplicate needs no room"
+
+
+def test_a_disk_that_fails_in_the_middle_leaves_no_half_file(listening, monkeypatch):
+    station = listening()
+    write = os.write
+
+    def full(handle, data):
+        if len(data) > 10_000:
+            raise OSError(28, "No space left on device")
+        return write(handle, data)
+
+    monkeypatch.setattr(images.os, "write", full)
+    assert send(port(station), [ct(0)]) == [FULL]
+    monkeypatch.undo()
+    assert [path for path in (station.config.folder / "inbox").rglob("*") if path.is_file()] == []
+    assert send(port(station), [ct(0)]) == [0]
+
+
+def test_a_journal_that_fails_means_no_success(listening, monkeypatch):
+    import sqlite3
+
+    station = listening()
+
+    def full(instance):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(station.journal, "accept", full)
+    assert send(port(station), [ct(0)]) == [FULL]
+    monkeypatch.undo()
+    assert kept(station) == []
+    assert send(port(station), [ct(0)]) == [0]
+
+
+def test_two_senders_of_the_same_slices_at_once(listening):
+    station = listening()
+    slices = [ct(index) for index in range(6)]
+    statuses = []
+    threads = [
+        threading.Thread(target=lambda: statuses.extend(send(port(station), slices)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert statuses == [0] * 24
+    assert len(kept(station)) == 6
+    assert station.journal.counts()["instances"] == 6
+    assert {dcmread(path).SOPInstanceUID for path in kept(station)} == {
+        item.SOPInstanceUID for item in slices
+    }
+
+
+def test_an_aborted_association_keeps_what_was_confirmed(listening):
+    station = listening()
+    association = associate(port(station))
+    assert association.send_c_store(ct(0)).Status == 0
+    association.abort()
+    assert len(kept(station)) == 1
+    assert send(port(station), [ct(1)]) == [0]
+
+
+def test_a_pdu_without_end_costs_no_memory_and_no_place(listening):
+    """It announces 4 GB: the connection is closed at once, not after 4 GB."""
+    station = listening()
+    with socket.create_connection(("127.0.0.1", port(station)), timeout=5) as stranger:
+        stranger.sendall(struct.pack(">BBI", 1, 0, 2**32 - 1))
+        assert _ended(stranger)
+    for garbage in (b"GET / HTTP/1.1\r\n\r\n", b"\x01\x00\x00\x00\x00\x04abcd", b"\xff" * 100):
+        with socket.create_connection(("127.0.0.1", port(station)), timeout=5) as stranger:
+            stranger.sendall(garbage)
+            assert _ended(stranger)
+    assert send(port(station), [ct(0)]) == [0]
+
+
+def _ended(connection):
+    """Closed, or told to go by an A-ABORT."""
+    try:
+        return connection.recv(4096)[:1] in (b"", b"\x07")
+    except ConnectionError:
+        return True
+
+
+def test_an_instance_beyond_the_bound_ends_its_association(listening, monkeypatch):
+    monkeypatch.setattr("cddnet.node.receive.MOST_IN_MEMORY_BYTES", 30_000)
+    station = listening()
+    assert send(port(station), [ct(0)]) == [None]
+    monkeypatch.undo()
+    assert kept(station) == []
+    echo = associate(port(station))
+    assert echo.send_c_echo().Status == 0, "what was reserved is given back"
+    echo.release()
+
+
+def test_too_many_callers_are_refused_and_the_others_served(listening):
+    station = listening(maximum_associations=2)
+    first, second = associate(port(station)), associate(port(station))
+    third = associate(port(station))
+    assert third.is_rejected
+    first.release()
+    second.release()
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        again = associate(port(station))
+        if again.is_established:
+            again.release()
+            return
+        time.sleep(0.05)
+    pytest.fail("places are not given back")
+
+
+def test_what_a_crash_left_half_written_goes_at_the_start(tmp_path):
+    config = node_config(tmp_path / "node")
+    station = station_at(config)
+    from small_node import received
+
+    received(station, [ct(0)])
+    folder = (config.folder / station.journal.files()[0][0]).parent
+    (folder / ".part-0123.dcm").write_bytes(b"half")
+    (folder / "unknown.dcm").write_bytes(b"whole, but not confirmed")
+    station.close()
+    again = station_at(config)
+    assert [path.name for path in folder.iterdir()] == [Path(again.journal.files()[0][0]).name]
+    assert '"left": 2' in again.told.getvalue()
+    again.close()

@@ -1,0 +1,286 @@
+"""Sending: every destination ends with each object once, whatever fails on the way."""
+
+import gc
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import BaseServer
+
+import pytest
+from small_node import (
+    Archive,
+    Clock,
+    archive_at,
+    ct,
+    node_config,
+    received,
+    send,
+    shifted,
+    station_at,
+)
+
+from cddnet.errors import CddnetError
+from cddnet.node.send import Sender, Unreachable, carrier_of
+from cddnet.node.send_web import outcome_of
+from cddnet.node.service import Node
+from cddnet.node.station import Surroundings
+from cddnet.node.work import Worker
+
+# The library leaves sockets of connections that broke to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(BaseServer.serve_forever, "__defaults__", (0.02,))
+    yield
+    gc.collect()
+
+
+def ready(folder, destinations, clock=None, slices=3):
+    """A station that holds derived objects nobody has yet, and a sender per destination."""
+    clock = clock or Clock()
+    station = station_at(node_config(folder, destinations), clock)
+    received(station, [ct(index) for index in range(slices)])
+    clock.now += 100
+    worker = Worker(station, shifted)
+    while worker.step():
+        pass
+    senders = {name: Sender(station, name, carrier_of(station, name)) for name in destinations}
+    return station, senders, clock
+
+
+def table(station):
+    (row,) = station.journal.queue()
+    return row.state, dict(row.outputs[0].destinations)
+
+
+def derived_uids(station):
+    return {row[0] for row in station.journal.database.rows("SELECT sop_uid FROM objects")}
+
+
+def test_each_destination_gets_each_object_once_and_none_waits_for_another(tmp_path):
+    with Archive() as first, Archive() as second:
+        second.entity.shutdown()
+        station, senders, clock = ready(
+            tmp_path, {"a": archive_at(first.port), "b": archive_at(second.port)}
+        )
+        senders["a"].step()
+        assert senders["b"].step() > 0, "it waits before it tries again"
+        assert table(station) == ("sending", {"a": (0, 3, 0), "b": (3, 0, 0)})
+        with Archive(second.port) as back:
+            for _ in range(3):
+                clock.now += 10
+                senders["b"].step()
+            assert set(back.got) == set(first.got) == derived_uids(station)
+            assert {*back.got.values(), *first.got.values()} == {1}
+        assert table(station) == ("done", {"a": (0, 3, 0), "b": (0, 3, 0)})
+        station.close()
+
+
+def test_one_that_is_refused_does_not_hold_up_the_others(tmp_path):
+    with Archive() as archive:
+        station, senders, clock = ready(tmp_path, {"a": archive_at(archive.port)})
+        bad = sorted(derived_uids(station))[0]
+        archive.refuse[bad] = 2
+        senders["a"].step()
+        assert table(station) == ("sending", {"a": (1, 2, 0)})
+        for _ in range(3):
+            clock.now += 10
+            senders["a"].step()
+        assert table(station) == ("done", {"a": (0, 3, 0)})
+        assert set(archive.got.values()) == {1}
+        station.close()
+
+
+def test_after_too_many_attempts_a_person_must_look(tmp_path):
+    retries = {"first_s": 1, "longest_s": 1, "attempts": 2}
+    with Archive() as archive:
+        station, senders, clock = ready(
+            tmp_path, {"a": archive_at(archive.port, retries=retries)}, slices=1
+        )
+        (uid,) = derived_uids(station)
+        archive.refuse[uid] = 2
+        for _ in range(5):
+            clock.now += 10
+            senders["a"].step()
+        assert table(station) == ("failed", {"a": (0, 0, 1)})
+        (row,) = station.journal.queue()
+        assert station.journal.retry(row.key)
+        senders["a"].step()
+        assert table(station) == ("done", {"a": (0, 1, 0)})
+        station.close()
+
+
+def test_killed_after_sending_it_sends_the_same_object_again(tmp_path, monkeypatch):
+    """The archive asserts that the second one has the bytes of the first."""
+    with Archive() as archive:
+        station, senders, clock = ready(tmp_path, {"a": archive_at(archive.port)})
+        config = station.config
+        before = station.deliveries.delivered
+
+        def killed(*_, **__):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(station.deliveries, "delivered", killed)
+        with pytest.raises(KeyboardInterrupt):
+            senders["a"].step()
+        assert before
+        station.close()
+        again = station_at(config, clock)
+        Sender(again, "a", carrier_of(again, "a")).step()
+        assert set(archive.got.values()) == {2}
+        assert len(archive.objects) == 3
+        assert table(again) == ("done", {"a": (0, 3, 0)})
+        again.close()
+
+
+def test_what_is_not_committed_is_sent_again_until_it_is(tmp_path):
+    with Archive() as archive:
+        archive.uncommitted = 1
+        station, senders, clock = ready(tmp_path, {"a": archive_at(archive.port, commitment=True)})
+        senders["a"].step()
+        assert table(station) == ("sending", {"a": (3, 0, 0)}), "stored is not yet safe"
+        senders["a"].step()
+        assert set(archive.got.values()) == {1}
+        for _ in range(3):
+            clock.now += 10
+            senders["a"].step()
+        assert set(archive.got.values()) == {2}, "all three were sent again"
+        assert table(station) == ("done", {"a": (0, 3, 0)})
+        assert archive.asked == 2
+        assert '"event": "not_committed"' in station.told.getvalue()
+        station.close()
+
+
+def test_silence_is_asked_again_and_not_taken_for_yes(tmp_path):
+    with Archive() as archive:
+        archive.silent = True
+        destination = archive_at(archive.port, commitment=True, timeout_s=0.5)
+        station, senders, clock = ready(tmp_path, {"a": destination}, slices=1)
+        senders["a"].step()
+        senders["a"].step()
+        assert archive.asked == 1
+        senders["a"].step()
+        assert archive.asked == 1, "an answer may take a while"
+        assert table(station)[0] == "sending"
+        clock.now += 10
+        archive.silent = False
+        senders["a"].step()
+        assert archive.asked == 2
+        assert table(station) == ("done", {"a": (0, 1, 0)})
+        assert set(archive.got.values()) == {1}
+        station.close()
+
+
+class Stow(BaseHTTPRequestHandler):
+    """STOW-RS that answers with what the test put in, and counts what it got."""
+
+    answers, got = [], []
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        status = self.answers.pop(0) if self.answers else 200
+        uids = [name for name in self.known if name.encode() in body]
+        self.got.append((self.path, self.headers["Content-Type"], uids))
+        items = [{"00081155": {"vr": "UI", "Value": [name]}} for name in uids]
+        told = json.dumps({"00081199": {"vr": "SQ", "Value": items}}).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(told)))
+        self.end_headers()
+        self.wfile.write(told)
+
+    def log_message(self, *_):
+        return
+
+
+def test_dicomweb_gets_the_same_objects(tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Stow)
+    threading.Thread(target=server.serve_forever).start()
+    url = f"http://127.0.0.1:{server.server_port}/dicom-web"
+    retries = {"first_s": 1, "longest_s": 1, "attempts": 9}
+    station, senders, clock = ready(
+        tmp_path, {"web": {"kind": "dicomweb", "url": url, "retries": retries}}
+    )
+    Stow.known, Stow.answers, Stow.got = sorted(derived_uids(station)), [503], []
+    assert senders["web"].step() > 0
+    assert table(station) == ("sending", {"web": (3, 0, 0)})
+    for _ in range(2):
+        clock.now += 10
+        senders["web"].step()
+    assert table(station) == ("done", {"web": (0, 3, 0)})
+    path, kind, uids = Stow.got[-1]
+    assert path == "/dicom-web/studies"
+    assert kind.startswith('multipart/related; type="application/dicom"; boundary=')
+    assert uids == Stow.known
+    server.shutdown()
+    server.server_close()
+    station.close()
+
+
+def _answer(stored=(), failed=()):
+    def item(uid):
+        return {"00081155": {"vr": "UI", "Value": [uid]}, "00081197": {"Value": [272]}}
+
+    return json.dumps(
+        {
+            "00081199": {"Value": [item(uid) for uid in stored]},
+            "00081198": {"Value": [item(uid) for uid in failed]},
+        }
+    ).encode()
+
+
+def test_a_dicomweb_answer_counts_only_for_what_it_names():
+    sent = ["1.1", "1.2"]
+    assert outcome_of(200, _answer(sent), sent).stored == tuple(sent)
+    assert outcome_of(200, b"", sent).stored == tuple(sent), "200 says that all were stored"
+    some = outcome_of(202, _answer(["1.1"], ["1.2"]), sent)
+    assert (some.stored, list(some.refused)) == (("1.1",), ["1.2"])
+    assert "0110" in some.refused["1.2"]
+    assert outcome_of(202, b"{}", sent).stored == ()
+    assert outcome_of(200, _answer(["1.1"]), sent).stored == ("1.1",)
+    assert outcome_of(409, _answer((), sent), sent).stored == ()
+    for status, body in ((401, b""), (503, b""), (200, b"<html>"), (200, b'"x"'), (200, b"[1]")):
+        with pytest.raises(Unreachable):
+            outcome_of(status, body, sent)
+
+
+def _until(condition, seconds=15):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def test_the_whole_node_from_the_scanner_to_the_archive(tmp_path):
+    """Two series, a duplicate, a late slice, a restart; committed on associations of its own."""
+    with Archive() as archive:
+        config = node_config(tmp_path, {"pacs": archive_at(archive.port, commitment=True)})
+        node = Node(config, denoise=shifted, surroundings=Surroundings(stream=_null()))
+        node.start()
+        archive.node_port = node.dicom_port
+        with pytest.raises(CddnetError, match="another node"):
+            Node(config).start()
+        both = [ct(index, series) for index in range(2) for series in (1, 2)]
+        assert send(node.dicom_port, [*both, both[0]]) == [0] * 5
+        _until(lambda: node.station.journal.counts().get("done") == 2)
+        assert node.stop(10)
+        first = dict(archive.objects)
+        assert len(first) == 4
+        node.start()
+        assert send(node.dicom_port, [ct(2), *both]) == [0] * 5
+        _until(lambda: len(archive.objects) == 5)
+        _until(lambda: node.station.journal.counts().get("done") == 2)
+        audit = node.station.journal.audit()
+        assert node.stop(10)
+        assert set(archive.got.values()) == {1}
+        assert {uid: archive.objects[uid] for uid in first} == first
+        assert {line["caller"] for line in audit if line["what"] == "decided"} == {"SCANNER"}
+        assert {line["weights"] for line in audit if line["what"] == "processed"} == {"ab" * 32}
+
+
+def _null():
+    import io
+
+    return io.StringIO()

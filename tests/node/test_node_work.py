@@ -1,0 +1,372 @@
+"""Work: one derived object per slice, the same whenever it is made and whatever came before."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+from small_node import (
+    FAMILY,
+    ROOT,
+    SHIFT_HU,
+    Clock,
+    archive_at,
+    ct,
+    node_config,
+    received,
+    shifted,
+    station_at,
+)
+
+from cddnet.errors import DicomError, ModelError
+from cddnet.node import database, images, work
+from cddnet.node.service import Cleaner
+from cddnet.node.work import Worker, denoise_output
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing catches it to tidy up."""
+
+
+def worked(station, clock, denoise=shifted):
+    """Let the quiet time pass, and do all the work there is."""
+    clock.now += 100
+    worker = Worker(station, denoise)
+    while worker.step():
+        pass
+
+
+def results(station):
+    """Derived SOP instance UID -> bytes, of the files that the journal knows."""
+    return {
+        row["sop_uid"]: station.images.path(row["file"]).read_bytes()
+        for row in station.journal.database.rows("SELECT sop_uid, file FROM objects")
+    }
+
+
+def derived(station):
+    files = (station.config.folder / "outbox").rglob("*.dcm")
+    return sorted((dcmread(file) for file in files), key=lambda item: int(item.InstanceNumber))
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch):
+    monkeypatch.setattr("os.fsync", lambda handle: None)
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def station(tmp_path, clock):
+    opened = station_at(node_config(tmp_path / "node"), clock)
+    yield opened
+    opened.close()
+
+
+def test_each_slice_becomes_one_object_of_one_new_series(station, clock):
+    sources = [ct(index) for index in range(3)]
+    received(station, sources)
+    worked(station, clock)
+    made = derived(station)
+    assert len(made) == 3
+    assert len({item.SOPInstanceUID for item in made}) == 3
+    (series,) = {item.SeriesInstanceUID for item in made}
+    assert series not in {item.SeriesInstanceUID for item in sources}
+    for source, item in zip(sources, made, strict=True):
+        assert item.StudyInstanceUID == source.StudyInstanceUID
+        assert item.SourceImageSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
+        before = np.frombuffer(source.PixelData, "<i2")
+        after = np.frombuffer(item.PixelData, "<i2")
+        padding = before == source.get("PixelPaddingValue", None)
+        assert np.array_equal(after[~padding], before[~padding] + int(SHIFT_HU))
+    (row,) = station.journal.queue()
+    assert (row.done, row.total, row.received) == (3, 3, 3)
+    assert row.outputs[0].destinations == {"pacs": (3, 0, 0)}
+
+
+def test_any_order_of_arrival_gives_the_same_objects(tmp_path):
+    """All at once, or one by one with a completed series in between: the same bytes."""
+    found = []
+    for name, groups in {"all": [(0, 1, 2, 3)], "late": [(2,), (3, 0), (1,)]}.items():
+        clock = Clock()
+        station = station_at(node_config(tmp_path / name), clock)
+        for group in groups:
+            received(station, [ct(index) for index in group])
+            # The first completion is at the same time in both; the later ones are not.
+            worked(station, clock)
+        found.append(results(station))
+        station.close()
+    assert len(found[0]) == 4
+    assert found[0] == found[1]
+
+
+def test_late_slices_leave_what_is_there_untouched(station, clock):
+    received(station, [ct(1), ct(2)])
+    worked(station, clock)
+    before, times = results(station), _times(station)
+    clock.now += 86_400
+    received(station, [ct(0), ct(3)])
+    worked(station, clock)
+    after = results(station)
+    assert len(after) == 4
+    assert {uid: after[uid] for uid in before} == before
+    assert {file: _times(station)[file] for file in times} == times, "not even written again"
+    dates = {(item.ContentDate, item.ContentTime) for item in derived(station)}
+    assert len(dates) == 1, "late ones carry the date of the first run"
+
+
+def _times(station):
+    files = (station.config.folder / "outbox").rglob("*.dcm")
+    return {file: file.stat().st_mtime_ns for file in files}
+
+
+def test_interleaved_series_stay_apart(station, clock):
+    for index in range(3):
+        received(station, [ct(index, series=1), ct(index, series=2)])
+    worked(station, clock)
+    made = derived(station)
+    pairs = {(item.SeriesInstanceUID, item.StudyInstanceUID) for item in made}
+    assert len(made) == 6
+    assert {study for _, study in pairs} == {f"{ROOT}.2.1", f"{ROOT}.2.2"}
+    assert len(pairs) == 2
+
+
+def steps_that_last(monkeypatch, act):
+    """Call `act` before everything that changes the disk: a name, a flush, a transaction."""
+    for module, name in ((work.os, "replace"), (images, "flush_folder"), (work, "flush_folder")):
+        before = getattr(module, name)
+
+        def step(*arguments, before=before):
+            act()
+            return before(*arguments)
+
+        monkeypatch.setattr(module, name, step)
+    begin = database.Database.transaction
+
+    def transaction(self):
+        act()
+        return begin(self)
+
+    monkeypatch.setattr(database.Database, "transaction", transaction)
+    write = work.write_volume
+    monkeypatch.setattr(work, "write_volume", lambda *told: (write(*told), act()))
+
+
+def test_killed_before_any_step_it_goes_on_to_the_same_objects(tmp_path, monkeypatch):
+    """For every n: die before the n-th change of the disk, open the folder again, go on."""
+    source = tmp_path / "source"
+    clock = Clock()
+    station = station_at(node_config(source), clock)
+    received(station, [ct(0), ct(1)])
+    station.close()
+    clock.now += 100
+
+    def life(folder, die_at):
+        """Work in a copy of the folder until the end or death; (bytes, steps)."""
+        shutil.copytree(source, folder)
+        own, counted = Clock(clock.now), [0]
+        station = station_at(node_config(folder), own)
+
+        def act():
+            counted[0] += 1
+            if counted[0] == die_at:
+                raise Killed
+
+        with monkeypatch.context() as patched:
+            steps_that_last(patched, act)
+            try:
+                while Worker(station, shifted).step():
+                    pass
+                died = False
+            except Killed:
+                died = True
+        station.close()
+        if died:
+            again = station_at(node_config(folder), own)
+            own.now += 50
+            while Worker(again, shifted).step():
+                pass
+            station = again
+        else:
+            station = station_at(node_config(folder), own)
+        found = results(station)
+        on_disk = {file.name for file in (folder / "outbox").rglob("*") if file.is_file()}
+        known = {images.hidden(uid) + ".dcm" for uid in found}
+        assert on_disk == known, "no half file, none that nobody knows"
+        assert station.journal.queue()[0].outputs[0].destinations == {"pacs": (2, 0, 0)}
+        station.close()
+        return found, counted[0]
+
+    whole, steps = life(tmp_path / "whole", 0)
+    assert len(whole) == 2
+    assert steps >= 10
+    # Before the decision, the first step, the date of the first run is not fixed yet.
+    same = 0
+    for number in range(1, steps + 1):
+        found, _ = life(tmp_path / f"{number}", number)
+        assert set(found) == set(whole)
+        same += found == whole
+    assert same == steps - 1
+
+
+def test_a_series_that_is_no_ct_in_hu_is_refused_with_its_reason(station, clock):
+    received(station, [ct(0, RescaleSlope="0")])
+    worked(station, clock)
+    (row,) = station.journal.queue()
+    assert row.state == "refused"
+    assert "RescaleSlope is 0" in row.error
+    assert station.journal.take() is None
+    assert FAMILY not in station.told.getvalue()
+
+
+def test_slices_of_two_patients_are_refused_without_naming_uids(station, clock):
+    received(station, [ct(0), ct(1, PatientID="another")])
+    worked(station, clock)
+    (row,) = station.journal.queue()
+    assert row.state == "refused"
+    assert "2 patients" in row.error
+    assert ROOT not in row.error
+
+
+def test_no_rule_means_ignored_and_never_our_own(tmp_path, clock):
+    rules = [{"name": "head", "when": {"kernel": "^none$"}, "do": [{"destinations": ["pacs"]}]}]
+    station = station_at(node_config(tmp_path / "a", rules=rules), clock)
+    received(station, [ct(0)])
+    worked(station, clock)
+    assert station.journal.queue()[0].state == "ignored"
+    station.close()
+
+    station = station_at(node_config(tmp_path / "b"), clock)
+    received(station, [ct(0)])
+    worked(station, clock)
+    (ours,) = derived(station)
+    received(station, [ours])
+    worked(station, clock)
+    assert sorted(row.state for row in station.journal.queue()) == ["ignored", "sending"]
+    station.close()
+
+
+def test_several_outputs_and_destinations(tmp_path, clock):
+    pair = {"a": archive_at(4), "b": archive_at(5)}
+    do = [
+        {"strength": 1, "destinations": ["a", "b"]},
+        {"strength": 0.5, "destinations": ["b"], "image_type": "PRIMARY"},
+    ]
+    config = node_config(tmp_path / "n", pair, rules=[{"name": "two", "do": do}])
+    station = station_at(config, clock)
+    received(station, [ct(0), ct(1)])
+    worked(station, clock)
+    (row,) = station.journal.queue()
+    assert [output.destinations for output in row.outputs] == [
+        {"a": (2, 0, 0), "b": (2, 0, 0)},
+        {"b": (2, 0, 0)},
+    ]
+    assert len({item.SeriesInstanceUID for item in derived(station)}) == 2
+    station.close()
+
+
+def test_what_passes_is_tried_again_and_then_left_to_a_person(station, clock):
+    calls = []
+
+    def broken(volume, output):
+        calls.append(1)
+        raise ModelError("no weights.")
+
+    received(station, [ct(0)])
+    for _ in range(6):
+        worked(station, clock, broken)
+    assert len(calls) == work.ATTEMPTS
+    (row,) = station.journal.queue()
+    assert (row.state, row.error) == ("failed", "no weights.")
+    assert station.journal.retry(row.key)
+    worked(station, clock)
+    assert len(results(station)) == 1
+    assert station.journal.queue()[0].error == ""
+
+
+def test_an_unexpected_error_tells_nothing_of_the_patient(station, clock):
+    def broken(volume, output):
+        raise ValueError(f"{FAMILY} broke it")
+
+    received(station, [ct(0)])
+    worked(station, clock, broken)
+    assert FAMILY not in station.told.getvalue()
+    assert station.journal.queue()[0].error == "ValueError"
+    assert FAMILY not in repr(station.journal.queue())
+
+
+def test_other_weights_make_a_whole_new_series(station, clock):
+    """After an update, a late slice must not end alone in a series of its own."""
+
+    def updated(volume, output):
+        changed = shifted(volume, output)
+        step = replace(changed.derivation[-1], weights_sha256="cd" * 32)
+        return replace(changed, derivation=(step,))
+
+    received(station, [ct(0), ct(1)])
+    worked(station, clock)
+    received(station, [ct(2)])
+    worked(station, clock, updated)
+    sizes = {}
+    for item in derived(station):
+        sizes[item.SeriesInstanceUID] = sizes.get(item.SeriesInstanceUID, 0) + 1
+    assert sorted(sizes.values()) == [2, 3]
+
+
+def test_images_go_after_their_time_and_come_back_the_same(tmp_path, clock):
+    config = node_config(tmp_path / "n", keep_originals_h=1)
+    station = station_at(config, clock)
+    cleaner = Cleaner(station)
+    received(station, [ct(0), ct(1)])
+    worked(station, clock)
+    before = results(station)
+    clock.now += 7200
+    assert cleaner.step() == 0, "the archive has nothing yet"
+    station.deliveries.delivered("pacs", before, commitment=False)
+    assert cleaner.step() == 0, "not kept for its time yet"
+    clock.now += 3601
+    assert cleaner.step() == 4
+    assert list(config.folder.rglob("*.dcm")) == []
+    assert station.images.used_bytes() == 0
+    received(station, [ct(1), ct(0)])
+    worked(station, clock)
+    assert results(station) == before
+    station.close()
+
+
+def test_a_short_disk_lets_the_oldest_go_before_their_time(tmp_path, clock):
+    station = station_at(node_config(tmp_path / "n", quota_gb=1.65e-4), clock)
+    for series in (1, 2):
+        received(station, [ct(0, series=series)])
+        worked(station, clock)
+        station.deliveries.delivered("pacs", results(station), commitment=False)
+    assert station.images.crowded()
+    assert Cleaner(station).step() == 2
+    left = station.journal.database.rows("SELECT series_uid FROM instances WHERE purged_at IS NULL")
+    assert [row["series_uid"] for row in left] == [f"{ROOT}.3.2"]
+    station.close()
+
+
+def test_the_real_network_is_the_one_of_the_command_line(station, clock, tmp_path):
+    """Pixels by the node equal those of `cddnet denoise` on the same files."""
+    from cddnet.workflows.denoise import DenoiseOptions, denoise_file
+
+    received(station, [ct(0)])
+    worked(station, clock, denoise_output)
+    (by_node,) = derived(station)
+    (file,) = (station.config.folder / "inbox").rglob("*.dcm")
+    options = DenoiseOptions(model="cddnet", strength=1.0)
+    denoise_file(file, tmp_path / "out.dcm", options, lambda done, total: None)
+    by_command = dcmread(tmp_path / "out.dcm")
+    assert by_node.PixelData == by_command.PixelData
+    assert by_node.PixelData != ct(0).PixelData
+    assert by_node.SeriesInstanceUID != by_command.SeriesInstanceUID
+
+
+def test_enhanced_ct_and_errors_are_told_apart():
+    assert work.readable(DicomError("series 1.2.840.1.2: bad")) == "series (UID): bad"
+    assert work.readable(KeyError("x")) == "KeyError"
