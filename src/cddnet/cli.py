@@ -886,6 +886,91 @@ def rules_test(
     typer.echo(explain(files, load_node(config).rules, calling_ae))
 
 
+@app.command()
+def archive(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A folder tree, a text file that lists folders, https://host/dicom-web?KEY=VALUE, "
+            "or dicom://TITLE@host:port?KEY=VALUE.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="A new folder, or one that was begun.")],
+    model: Model = "default",
+    strength: Strength = None,
+    image_type: Annotated[ImageType, typer.Option(help="DICOM ImageType, value 2.")] = (
+        ImageType.secondary
+    ),
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes, a thread each; 0: this one, without Dask.")
+    ] = 2,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler, such as tcp://host:8786.")
+    ] = None,
+    per_hour: Annotated[
+        float | None, typer.Option(help="Series begun in an hour; default: no limit.")
+    ] = None,
+    between: Annotated[
+        str | None, typer.Option(help="Begin series in this part of the day only: 20:00-06:00.")
+    ] = None,
+    attempts: Annotated[int, typer.Option(min=1, help="At one series that fails.")] = 3,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again what failed in earlier runs.")
+    ] = False,
+    date: Annotated[
+        str | None, typer.Option(help="In the headers, with a zone; default: the first run.")
+    ] = None,
+    ae_title: Annotated[str, typer.Option(help="Ours, towards a DICOM archive.")] = "CDDNET",
+    token_file: Annotated[Path | None, typer.Option(help="Holds a bearer token.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Denoise every CT series of an archive, on any number of workers; goes on after a stop."""
+    from datetime import datetime
+
+    from cddnet.node.archive import ArchiveOptions, Progress
+    from cddnet.node.archive import archive as denoise_archive
+    from cddnet.node.archive_pace import Pace, Window
+
+    try:
+        created = None if date is None else datetime.fromisoformat(date)
+    except ValueError:
+        raise typer.BadParameter(f"--date {date}: expected 2026-01-31T12:00:00+01:00.") from None
+    options = ArchiveOptions(
+        source=source,
+        out=out,
+        model=model,
+        strength=strength,
+        image_type=image_type.value,
+        workers=workers,
+        scheduler=scheduler,
+        pace=Pace(per_hour=per_hour, window=Window.parse(between) if between else None),
+        attempts=attempts,
+        retry_failed=retry_failed,
+        created=created,
+        calling=ae_title,
+        token_file=token_file,
+    )
+    with _progress() as show:
+
+        def told(state: Progress) -> None:
+            ended = state.done + state.refused + state.failed
+            left = "" if state.left_s is None else f", {state.left_s / 3600:.1f} h left"
+            show(f"{state.what}{left}", ended, state.total)
+
+        report = denoise_archive(options, told)
+    if as_json:
+        _print_json(json.loads((out / "report.json").read_text(encoding="utf-8")))
+    else:
+        typer.echo(
+            f"{out}: {report.done} series done ({report.slices} slices), {len(report.refused)} "
+            f"refused, {len(report.failed)} failed, {report.waiting} waiting; see "
+            f"{out / 'report.md'}. Research use only."
+        )
+    if report.failed:
+        raise typer.Exit(1)
+
+
 @contextmanager
 def _extra(name: str) -> Iterator[None]:
     """An import that needs an extra of the package; says which where it is missing."""

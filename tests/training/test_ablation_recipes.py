@@ -67,12 +67,14 @@ def test_rows_of_the_table_that_are_the_recipes_of_the_project(stem, shipped):
 
 
 def _in_full(config):
-    """With the defaults of the method filled in, without the path of the split."""
+    """With the defaults of the method filled in, without the path of the split and the step at
+    which a term of the table begins.
+    """
     full = config.decisive()
     if config.method == "dual_task":
         from cddnet.training.methods.dual_task import Options
 
-        full["method_options"] = Options(**config.method_options).model_dump()
+        full["method_options"] = Options(**config.method_options).model_dump(exclude={"refresh_every"})
     return {key: value for key, value in full.items() if key != "split"}
 
 

@@ -74,7 +74,7 @@ class Recipe:
         timeless = all(step.timeless for step in self.steps)
         created = self.steps[-1].created
         zone = _timezone(headers.frames[0].header)
-        first_run = created.astimezone(zone) if created else datetime.now(zone)
+        first_run = created.astimezone(zone or created.tzinfo) if created else datetime.now(zone)
         self.now = None if timeless else first_run
         self.neighbours = sum(step.neighbours for step in self.steps)
         # The date is no part of what decides the pixels.
