@@ -1,6 +1,7 @@
 """A node in a process of its own, to look at from outside: its memory, its files, what it says."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -10,7 +11,6 @@ from pathlib import Path
 
 from small_node import associate, shifted
 
-from cddnet.node.config import NodeConfig
 from cddnet.node.service import Node
 
 
@@ -45,8 +45,8 @@ def running_node(config, folder, caller="SCANNER"):
     """
     for name in ("work", "temporary"):
         (folder / name).mkdir()
-    file = folder / "config.json"
-    file.write_text(config.model_dump_json())
+    file = folder / "config.pickle"
+    file.write_bytes(pickle.dumps(config))
     output = folder / "output"
     environment = os.environ | {"TMPDIR": str(folder / "temporary")}
     with output.open("wb") as stream:
@@ -73,5 +73,4 @@ def running_node(config, folder, caller="SCANNER"):
 
 
 if __name__ == "__main__":
-    config = NodeConfig.model_validate_json(Path(sys.argv[1]).read_text())
-    Node(config, denoise=shifted).run_forever()
+    Node(pickle.loads(Path(sys.argv[1]).read_bytes()), denoise=shifted).run_forever()

@@ -73,9 +73,13 @@ def free_port():
         return found.getsockname()[1]
 
 
+def quick_retries(attempts):
+    return {"first_s": 0.05, "longest_s": 0.2, "attempts": attempts}
+
+
 def archive_at(port, **changes):
     told = {"kind": "dicom", "host": "127.0.0.1", "port": port, "ae_title": "ARCHIVE"}
-    retries = {"first_s": 0.05, "longest_s": 0.2, "attempts": 1000}
+    retries = quick_retries(1000)
     return told | {"timeout_s": 5, "retries": retries} | changes
 
 

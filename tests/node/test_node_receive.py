@@ -2,8 +2,11 @@
 
 import gc
 import os
+import shutil
 import socket
+import ssl
 import struct
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -19,6 +22,7 @@ from pynetdicom.sop_class import (
     MRImageStorage,
     PatientRootQueryRetrieveInformationModelFind,
 )
+from raw_dicom import ABORT, Caller, request
 from small_node import FAMILY, archive_at, associate, ct, node_config, send, station_at
 
 from cddnet.node import images
@@ -341,3 +345,45 @@ def test_what_a_crash_left_half_written_goes_at_the_start(tmp_path):
     assert [path.name for path in folder.iterdir()] == [Path(again.journal.files()[0][0]).name]
     assert '"left": 2' in again.told.getvalue()
     again.close()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A certificate for this machine and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
+    made += ["-keyout", str(key), "-out", str(certificate), "-subj", "/CN=localhost"]
+    subprocess.run(
+        [*made, "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True
+    )
+    return {"certificate": certificate, "key": key}
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_a_failed_handshake_is_told_and_a_good_one_works(listening, certificate):
+    station = listening(tls=certificate)
+    assert not associate(port(station)).is_established
+    until = time.monotonic() + 5
+    while '"reason": "tls"' not in station.told.getvalue():
+        assert time.monotonic() < until, station.told.getvalue()
+        time.sleep(0.02)
+    assert 'refused_total{reason="tls"} 1.0' in station.metrics.text().decode()
+    entity = AE("SCANNER")
+    entity.add_requested_context(CTImageStorage)
+    trusting = ssl.create_default_context(cafile=certificate["certificate"])
+    there = ("127.0.0.1", port(station))
+    association = entity.associate(*there, ae_title="CDDNET", tls_args=(trusting, there[0]))
+    assert association.send_c_store(ct(0)).Status == 0
+    association.release()
+
+
+def test_a_request_that_the_library_fails_on_is_let_go(listening):
+    station = listening(timeout_s=30)
+    with Caller(port(station), seconds=5) as caller:
+        caller.say(request(contexts=[(CTImageStorage, "")]))
+        assert caller.hear()[0] in (0, ABORT)
+    until = time.monotonic() + 5
+    while '"request_refused"' not in station.told.getvalue():
+        assert time.monotonic() < until, station.told.getvalue()
+        time.sleep(0.02)

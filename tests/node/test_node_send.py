@@ -9,6 +9,7 @@ from socketserver import BaseServer
 
 import pytest
 from small_node import (
+    ROOT,
     Archive,
     Clock,
     archive_at,
@@ -272,12 +273,39 @@ def test_the_whole_node_from_the_scanner_to_the_archive(tmp_path):
         assert send(node.dicom_port, [ct(2), *both]) == [0] * 5
         _until(lambda: len(archive.objects) == 5)
         _until(lambda: node.station.journal.counts().get("done") == 2)
-        audit = node.station.journal.audit()
+        audit, rows = node.station.journal.audit(), node.station.journal.queue()
         assert node.stop(10)
         assert set(archive.got.values()) == {1}
         assert {uid: archive.objects[uid] for uid in first} == first
         assert {line["caller"] for line in audit if line["what"] == "decided"} == {"SCANNER"}
         assert {line["weights"] for line in audit if line["what"] == "processed"} == {"ab" * 32}
+        for what in ("sent", "committed"):
+            lines = [line for line in audit if line["what"] == what]
+            assert len({line["object"] for line in lines}) == len(lines) == 5
+            assert {line["destination"] for line in lines} == {"pacs"}
+            assert {line["weights"] for line in lines} == {"ab" * 32}
+            assert {line["caller"] for line in lines} == {"SCANNER"}
+            assert {line["series"] for line in lines} == {row.key for row in rows}
+        assert ROOT not in str(audit)
+
+
+def test_a_library_that_never_ends_an_association_holds_nothing_up(tmp_path, monkeypatch):
+    from pynetdicom.association import Association
+
+    with Archive() as archive:
+        told = archive_at(archive.port, timeout_s=0.3, commitment=True)
+        station, senders, clock = ready(tmp_path, {"a": told}, slices=1)
+        forever = threading.Event()
+        monkeypatch.setattr(Association, "release", lambda self: forever.wait(30))
+        begun = time.monotonic()
+        senders["a"].step()
+        clock.now += 10
+        senders["a"].step()
+        assert time.monotonic() - begun < 10
+        forever.set()
+        monkeypatch.undo()
+        assert table(station) == ("done", {"a": (0, 1, 0)})
+        station.close()
 
 
 def _null():

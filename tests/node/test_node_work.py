@@ -20,7 +20,9 @@ from small_node import (
 )
 
 from cddnet.errors import DicomError, ModelError
+from cddnet.formats.dicom import read_files
 from cddnet.node import database, images, work
+from cddnet.node.rules import Output
 from cddnet.node.service import Cleaner
 from cddnet.node.work import Worker, denoise_output
 
@@ -365,6 +367,42 @@ def test_the_real_network_is_the_one_of_the_command_line(station, clock, tmp_pat
     assert by_node.PixelData == by_command.PixelData
     assert by_node.PixelData != ct(0).PixelData
     assert by_node.SeriesInstanceUID != by_command.SeriesInstanceUID
+
+
+def test_engine_and_device_reach_the_network(station, clock, monkeypatch):
+    from cddnet.workflows import denoise
+
+    asked = []
+
+    def stub(volume, options):
+        asked.append(options)
+        return shifted(volume, Output(destinations=("pacs",)))
+
+    monkeypatch.setattr(denoise, "denoise_with", stub)
+    output = Output(engine="torch_eager", strength=0.25, destinations=("pacs",))
+    denoise_output(_volume(station), output, device="cpu")
+    (options,) = asked
+    told = (options.engine, options.device, options.strength, options.image_type)
+    assert told == ("torch_eager", "cpu", 0.25, "SECONDARY")
+    with pytest.raises(ValueError, match="no such engine"):
+        Output(engine="abacus", destinations=("pacs",))
+
+
+def _volume(station):
+    received(station, [ct(0)])
+    return read_files(sorted((station.config.folder / "inbox").rglob("*.dcm")))
+
+
+def test_localizers_are_called_so_and_late_slices_are_in_the_audit(station, clock):
+    received(station, [ct(0, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])])
+    received(station, [ct(0, series=2)])
+    worked(station, clock)
+    assert '"reason": "localizer"' in station.told.getvalue()
+    received(station, [ct(1, series=2)])
+    worked(station, clock)
+    (late,) = (line for line in station.journal.audit() if line["what"] == "late_slices")
+    assert late["count"] == 2
+    assert late["caller"] == "SCANNER"
 
 
 def test_enhanced_ct_and_errors_are_told_apart():

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 # Only some systems have it.
 _QUICK_ACKNOWLEDGE: int | None = getattr(socket, "TCP_QUICKACK", None)
@@ -92,3 +95,39 @@ class Inflow:
             self._kept.clear()
         # The library leaves this to the garbage collector where the caller went away.
         self._socket.close()
+
+
+def guard(
+    association: Any,  # noqa: ANN401
+    inflow: Inflow,
+    refused: Callable[[str, Exception], None],
+) -> None:
+    """Let an association read through `inflow`, and end where the library fails on what it reads.
+
+    refused: is told a reason for the log and the error.
+    """
+
+    def read(count: int) -> bytearray:
+        try:
+            return inflow.receive(count)
+        except ssl.SSLError as error:
+            # The library tells nobody of a handshake that failed.
+            refused("tls", error)
+            raise
+
+    def ending(run: Callable[[], None]) -> Callable[[], None]:
+        def guarded() -> None:
+            try:
+                run()
+            except Exception as error:
+                refused("damaged", error)
+                # It would else stay connected, and hold two threads, for ever.
+                association.dul.kill_dul()
+                inflow.close()
+
+        return guarded
+
+    association.inflow = inflow
+    association.dul.socket.recv = read
+    for thread in (association, association.dul):
+        thread.run = ending(thread.run)

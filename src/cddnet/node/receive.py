@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import socket
 import sqlite3
-import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -32,10 +30,11 @@ from cddnet.errors import FormatError
 from cddnet.node.arriving import NOT_AUTHORISED, OUT_OF_RESOURCES, Refused, arriving
 from cddnet.node.config import ANY_CALLER
 from cddnet.node.images import NodeFull
-from cddnet.node.inflow import Budget, Inflow
-from cddnet.node.parts import DicomDestination, ServerTls
+from cddnet.node.inflow import Budget, Inflow, guard
+from cddnet.node.parts import DicomDestination
 from cddnet.node.records import Instance
 from cddnet.node.station import Station
+from cddnet.node.tls import server_tls
 
 # The library's own type is a union of all that may happen, and would need a cast at each use.
 Happening = Any
@@ -138,40 +137,17 @@ class Receiver:
         self._server = None
 
     def _opened(self, event: Happening) -> None:
-        connection = event.assoc.dul.socket
-        connection.socket.settimeout(self._station.config.timeout_s)
-        longest = max(self._station.config.maximum_pdu, 1 << 20) + 1024
-        inflow = Inflow(connection.socket, longest, self._budget)
-        event.assoc.inflow = inflow
+        station, association = self._station, event.assoc
+        connection = association.dul.socket.socket
+        connection.settimeout(station.config.timeout_s)
+        longest = max(station.config.maximum_pdu, 1 << 20) + 1024
+        peer = association.requestor.address
 
-        def read(count: int) -> bytearray:
-            try:
-                return inflow.receive(count)
-            except ssl.SSLError:
-                # The library tells nobody of a handshake that failed.
-                self._station.metrics.refused("tls")
-                peer = event.assoc.requestor.address
-                self._station.log.event("association_refused", reason="tls", peer=peer)
-                raise
+        def refused(reason: str, error: Exception) -> None:
+            station.metrics.refused(reason)
+            station.log.error("request_refused", error, reason=reason, peer=peer)
 
-        connection.recv = read
-        for thread in (event.assoc, event.assoc.dul):
-            thread.run = self._ending(event.assoc, thread.run)
-
-    def _ending(self, association: Any, run: Callable[[], None]) -> Callable[[], None]:  # noqa: ANN401
-        """One of the library's threads; what it fails on would else stay connected for ever."""
-
-        def guarded() -> None:
-            try:
-                run()
-            except Exception as error:
-                peer = association.requestor.address
-                self._station.metrics.refused("damaged")
-                self._station.log.error("request_refused", error, reason="damaged", peer=peer)
-                association.dul.kill_dul()
-                association.inflow.close()
-
-        return guarded
+        guard(association, Inflow(connection, longest, self._budget), refused)
 
     def _closed(self, event: Happening) -> None:
         event.assoc.inflow.close()
@@ -304,24 +280,6 @@ class Receiver:
         station.log.event("received", caller=instance.caller, bytes=instance.size, **seen)
         if reopened:
             station.log.event("series_reopened", series=instance.series_uid)
-
-
-class _PatientTls(ssl.SSLContext):
-    """Shakes hands when the connection is first read, so that a silent caller holds up nobody."""
-
-    def wrap_socket(self, sock: socket.socket, server_side: bool = True) -> ssl.SSLSocket:  # type: ignore[override]
-        return super().wrap_socket(sock, server_side=server_side, do_handshake_on_connect=False)
-
-
-def server_tls(tls: ServerTls) -> ssl.SSLContext:
-    """TLS 1.2 or newer, with the caller's certificate where an authority is given."""
-    context = _PatientTls(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(tls.certificate, tls.key)
-    if tls.ca is not None:
-        context.load_verify_locations(tls.ca)
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
 
 
 def _peer(event: Happening) -> dict[str, object]:

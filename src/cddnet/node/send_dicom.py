@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 import threading
 import time
 from collections.abc import Sequence
@@ -15,11 +14,12 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModelInstance,
 )
 
-from cddnet.node.config import ClientTls, DicomDestination
+from cddnet.node.config import DicomDestination
 from cddnet.node.inflow import without_delay
 from cddnet.node.records import Parcel
 from cddnet.node.send import Outcome, Unreachable
 from cddnet.node.station import Station
+from cddnet.node.tls import client_tls
 
 # The library's own types are unions of all that may happen, and would need casts at each use.
 Happening = Any
@@ -37,6 +37,7 @@ class StoreCarrier:
     def __init__(self, destination: DicomDestination, station: Station) -> None:
         self._destination, self._station = destination, station
         self._reports = Reports(station)
+        self._answering: list[threading.Thread] = []
 
     def carry(self, parcels: Sequence[Parcel], stop: threading.Event) -> Outcome:
         """Send until the end, `stop`, or a lost connection.  Raises Unreachable."""
@@ -60,7 +61,7 @@ class StoreCarrier:
                 else:
                     stored.append(parcel.sop_uid)
         finally:
-            _end(association)
+            self._end(association)
         if not stored and not refused and not stop.is_set():
             raise Unreachable("the connection was lost before the first image was stored")
         return Outcome(tuple(stored), refused)
@@ -90,7 +91,11 @@ class StoreCarrier:
                     break
                 time.sleep(0.02)
         finally:
-            _end(association)
+            # The library waits for ever where it is released before its thread is through.
+            for thread in self._answering:
+                thread.join(ANSWER_AT_ONCE_S)
+            self._answering.clear()
+            self._end(association)
 
     def _entity(self) -> AE:
         entity = AE(self._station.config.ae_title)
@@ -108,7 +113,7 @@ class StoreCarrier:
             ae_title=there.ae_title,
             tls_args=None if there.tls is None else (client_tls(there.tls), there.host),
             evt_handlers=[
-                (evt.EVT_N_EVENT_REPORT, self._reports.handle),
+                (evt.EVT_N_EVENT_REPORT, self._reported),
                 (evt.EVT_CONN_OPEN, lambda event: without_delay(event.assoc.dul.socket.socket)),
             ],
             **options,
@@ -117,6 +122,20 @@ class StoreCarrier:
             rejected = "refused the association" if association.is_rejected else "did not answer"
             raise Unreachable(f"the archive {rejected}")
         return association
+
+    def _reported(self, event: Happening) -> tuple[int, None]:
+        self._answering.append(threading.current_thread())
+        return self._reports.handle(event)
+
+    def _end(self, association: Association) -> None:
+        if not association.is_established:
+            return
+        releasing = threading.Thread(target=association.release, daemon=True)
+        releasing.start()
+        releasing.join(2 * self._destination.timeout_s)
+        if releasing.is_alive():
+            # Also where the library hangs, the next objects must go their way.
+            association.abort(block=False)
 
     def _store(self, association: Association, parcel: Parcel) -> str | None:
         """Why it was not stored: an empty text if it was, None if the connection was lost."""
@@ -128,7 +147,7 @@ class StoreCarrier:
         except RuntimeError:
             return None
         except ValueError:
-            return "the archive accepts no such image"
+            return "the archive accepts no such image, or it cannot be encoded"
         if "Status" not in status:
             return None
         if status.Status == SUCCESS or status.Status in WARNING:
@@ -169,15 +188,6 @@ class Reports:
         return SUCCESS, None
 
 
-def client_tls(tls: ClientTls) -> ssl.SSLContext:
-    """TLS 1.2 or newer that verifies the other side."""
-    context = ssl.create_default_context(cafile=None if tls.ca is None else str(tls.ca))
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if tls.certificate is not None:
-        context.load_cert_chain(tls.certificate, tls.key)
-    return context
-
-
 def _question(parcels: Sequence[Parcel], transaction: str) -> Dataset:
     question = Dataset()
     question.TransactionUID = transaction
@@ -193,8 +203,3 @@ def _question(parcels: Sequence[Parcel], transaction: str) -> Dataset:
 def _uids(told: Dataset, keyword: str) -> frozenset[str]:
     items = told.get(keyword) or ()
     return frozenset(str(item.ReferencedSOPInstanceUID) for item in items)
-
-
-def _end(association: Association) -> None:
-    if association.is_established:
-        association.release()
