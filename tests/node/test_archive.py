@@ -23,9 +23,9 @@ from small_node import FAMILY, ROOT, SHIFT_HU, ct
 from cddnet.errors import CddnetError
 from cddnet.node import archive_query
 from cddnet.node._archive_manifest import FILE, Manifest, Outcome
-from cddnet.node.archive_pace import Pace, Window
 from cddnet.node._archive_series import _told, noise_levels_hu
 from cddnet.node.archive import LOG_FILE, ArchiveOptions, archive
+from cddnet.node.archive_pace import Pace, Window
 from cddnet.node.images import hidden
 
 CREATED = datetime(2026, 2, 3, 12, 5, 6, tzinfo=timezone.utc)

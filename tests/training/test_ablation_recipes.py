@@ -74,7 +74,9 @@ def _in_full(config):
     if config.method == "dual_task":
         from cddnet.training.methods.dual_task import Options
 
-        full["method_options"] = Options(**config.method_options).model_dump(exclude={"refresh_every"})
+        full["method_options"] = Options(**config.method_options).model_dump(
+            exclude={"refresh_every"}
+        )
     return {key: value for key, value in full.items() if key != "split"}
 
 
