@@ -95,7 +95,12 @@ class _Bfloat16(nn.Module):
 
 
 def _mixed(network: nn.Module) -> nn.Module | None:
-    """A copy with its wide convolutions in bfloat16; None where it has none."""
+    """A copy with its wide convolutions in bfloat16; None where it has none, or where something
+    else has weights, which stay in float32 and would meet features in bfloat16.
+    """
+    weighted = [item for item in network.modules() if [*item.parameters(recurse=False)]]
+    if not all(isinstance(item, nn.Conv2d) for item in weighted):
+        return None
     copy, found = deepcopy(network), False
     for name, module in list(copy.named_modules()):
         if not isinstance(module, nn.Conv2d):
