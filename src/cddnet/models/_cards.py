@@ -44,3 +44,26 @@ def read_card(weights: Path) -> Card:
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_checked(weights: Path, card: Card) -> bytes:
+    """The bytes of a weights file that are what its card says.
+
+    Raises: ModelError where the file is missing, damaged, exchanged, or of another range.
+    """
+    try:
+        content = weights.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{weights}: weights cannot be read: {error.strerror}.") from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != card.sha256:
+        raise ModelError(
+            f"{weights.name}: SHA-256 is {found[:12]}..., its card says {card.sha256[:12]}...; "
+            "the file is damaged or was exchanged. Fetch both files again."
+        )
+    if card.hu_per_unit != HU_PER_UNIT:
+        raise ModelError(
+            f"{weights.name}: trained with {card.hu_per_unit} HU per unit of network range, "
+            f"this version uses {HU_PER_UNIT}; use the version named in its card, {card.version}."
+        )
+    return content

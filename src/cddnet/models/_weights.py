@@ -8,13 +8,12 @@ from pathlib import Path
 
 import safetensors.torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as load_tensors
 from torch import nn
 
 from cddnet import models
 from cddnet.errors import ModelError
-from cddnet.intensity.normalise import HU_PER_UNIT
-from cddnet.models._cards import Card, file_hash, read_card
+from cddnet.models._cards import Card, file_hash, read_card, read_checked
 
 
 def save(network: nn.Module, weights: Path, **card: object) -> Card:
@@ -37,23 +36,10 @@ def load(weights: Path) -> tuple[nn.Module, Card]:
     Raises: ModelError where the file is not safetensors, is damaged (hash), or does not fit.
     """
     card = read_card(weights)
-    try:
-        found = file_hash(weights)
-    except OSError as error:
-        raise ModelError(f"{weights}: weights cannot be read: {error.strerror}.") from error
-    if found != card.sha256:
-        raise ModelError(
-            f"{weights.name}: SHA-256 is {found[:12]}..., its card says {card.sha256[:12]}...; "
-            "the file is damaged or was exchanged. Fetch both files again."
-        )
-    if card.hu_per_unit != HU_PER_UNIT:
-        raise ModelError(
-            f"{weights.name}: trained with {card.hu_per_unit} HU per unit of network range, "
-            f"this version uses {HU_PER_UNIT}; use the version named in its card, {card.version}."
-        )
+    content = read_checked(weights, card)
     network = models.build(card.model, **card.options)
     try:
-        network.load_state_dict(load_file(weights))
+        network.load_state_dict(load_tensors(content))
     except (SafetensorError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise ModelError(f"{weights.name}: weights do not fit {card.model}: {first}") from error

@@ -20,8 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
 from cddnet.errors import ModelError
-from cddnet.intensity.normalise import HU_PER_UNIT
-from cddnet.models._cards import Card
+from cddnet.models._cards import Card, read_checked
 from cddnet.runtime import store
 from cddnet.runtime._protobuf import field, fields
 
@@ -64,22 +63,7 @@ def read_tensors(weights: Path, card: Card) -> Tensors:
     Raises: ModelError where the file is missing, damaged, no safetensors or of another range.
     """
     try:
-        content = weights.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{weights}: weights cannot be read: {error.strerror}.") from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != card.sha256:
-        raise ModelError(
-            f"{weights.name}: SHA-256 is {found[:12]}..., its card says {card.sha256[:12]}...; "
-            "the file is damaged or was exchanged. Fetch both files again."
-        )
-    if card.hu_per_unit != HU_PER_UNIT:
-        raise ModelError(
-            f"{weights.name}: trained with {card.hu_per_unit} HU per unit of network range, "
-            f"this version uses {HU_PER_UNIT}; use the version named in its card, {card.version}."
-        )
-    try:
-        tensors: Tensors = load_tensors(content)
+        tensors: Tensors = load_tensors(read_checked(weights, card))
     except SafetensorError as error:
         raise ModelError(f"{weights.name}: weights do not fit {card.model}: {error}") from error
     return tensors
