@@ -313,3 +313,36 @@ def test_light_blocks_keep_signs_and_start_without_sharpening():
     share = attention(features) / plain
     assert ((share > 0) & (share < 1)).all()
     assert all(mixing.param.item() == 0 for mixing in LightBlock(16).mixing)
+
+
+@pytest.mark.parametrize(
+    ("views", "turned"), [(2, [(-1,)]), (4, [(-1,), (-2,), (-2, -1)])], ids=["two", "four"]
+)
+def test_views_make_the_network_indifferent_to_being_turned_round(views, turned):
+    network, plain = stirred(views=views).double(), stirred().double()
+    image = torch.randn(2, 1, 70, 51, dtype=torch.float64) * 0.1
+    with torch.no_grad():
+        output, single = network(image), plain(image)
+        for axes in turned:
+            again = network(image.flip(axes))
+            for name in output._fields:
+                back = getattr(again, name).flip(axes)
+                torch.testing.assert_close(back, getattr(output, name), rtol=1e-9, atol=1e-9)
+            assert not torch.allclose(plain(image.flip(axes)).image.flip(axes), single.image)
+
+
+def test_views_are_the_mean_over_the_same_weights_and_cost_as_many_networks():
+    network, plain = stirred(views=4), stirred()
+    plain.load_state_dict(network.state_dict())
+    image = torch.randn(1, 1, 64, 128) * 0.1
+    with torch.no_grad():
+        seen = [plain(image.flip(a)).image.flip(a) for a in ((), (-1,), (-2,), (-2, -1))]
+        torch.testing.assert_close(network(image).image, torch.stack(seen).mean(0))
+    assert count_flops(network, image) == 4 * count_flops(plain, image)
+    without_depth = stirred(views=2, depth_input=False)
+    assert without_depth(image).depth is None
+
+
+def test_views_that_there_are_not_are_refused():
+    with pytest.raises(ModelError, match="views 5; choose 1 to 4"):
+        models.build("cddnet", views=5)

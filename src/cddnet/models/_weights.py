@@ -16,9 +16,14 @@ from cddnet.errors import ModelError
 from cddnet.models._cards import Card, file_hash, read_card, read_checked
 
 
-def save(network: nn.Module, weights: Path, **card: object) -> Card:
-    """Write `weights` (.safetensors) and its card beside it (.json), with the hash filled in."""
+def save(network: nn.Module, weights: Path, *, half: bool = False, **card: object) -> Card:
+    """Write `weights` (.safetensors) and its card beside it (.json), with the hash filled in.
+
+    half: learned values in float16, half as large; they are run in float32 all the same.
+    """
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
+    if half:
+        state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     # Where nothing was learned, the hash would be the same for all; the options are what it is of.
     metadata = None if state else {"options": json.dumps([card["model"], card["options"]])}
     # Its own writer makes files that nobody else may read.

@@ -19,7 +19,7 @@ Blocks of the body, inputs and depth network are options, for ablations (configs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar
 
@@ -39,6 +39,8 @@ from cddnet.models._cdd_blocks import (
 from cddnet.models._output import Output
 
 _STRIDE = 64
+# Axes along which a view is turned round.
+_VIEWS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
 # Features of size one then stand for 51 HU, the size of noise.
 _ESTIMATE_UNIT = 0.05
 
@@ -53,6 +55,7 @@ class Config:
     entrance, light gated ones after it, window attention last at the bottom.
     contrast_input, depth_input: false puts zeros in place of the map; no depth is estimated then.
     depth_network: unet; light, the published form without skips; small, three convolutions.
+    views: of the slice that are restored and averaged: itself, mirrored, upside down, both.
     """
 
     width: int = 24
@@ -64,6 +67,7 @@ class Config:
     contrast_input: bool = True
     depth_input: bool = True
     depth_network: Literal["unet", "light", "small"] = "unet"
+    views: int = 1
 
 
 def build(config: Config) -> nn.Module:
@@ -192,8 +196,23 @@ class CDDNet(nn.Module):
         # Made even where it is not kept, so that a body starts from the same weights either way.
         self.depth_head = head if config.depth_input else None
         self.body = Body(config.width, _chosen(BODY_BLOCKS, "body_block", config.body_block))
+        if config.views not in range(1, len(_VIEWS) + 1):
+            raise ModelError(
+                f"network 'cddnet' has no views {config.views}; choose 1 to {len(_VIEWS)}."
+            )
 
     def forward(self, image: Tensor) -> Output:
+        axes = _VIEWS[: self.config.views]
+        if len(axes) == 1:
+            return self._one_view(image)
+        seen = self._one_view(torch.cat([image.flip(view) for view in axes]))
+        return Output(
+            image=_mean_view(seen.image, axes),
+            depth=None if seen.depth is None else _mean_view(seen.depth, axes),
+            estimation=None if seen.estimation is None else _mean_view(seen.estimation, axes),
+        )
+
+    def _one_view(self, image: Tensor) -> Output:
         height, width = image.shape[-2:]
         attenuation = pad_to_stride(image + 1.0)
         depth = self._depth(attenuation)
@@ -259,6 +278,12 @@ def pad_to_stride(image: Tensor) -> Tensor:
     return (
         functional.pad(image, (0, right, 0, below), mode="replicate") if below or right else image
     )
+
+
+def _mean_view(maps: Tensor, axes: Sequence[tuple[int, ...]]) -> Tensor:
+    """Maps (V B, C, H, W) of views one after the other, turned back, averaged: (B, C, H, W)."""
+    back = [view.flip(turned) for view, turned in zip(maps.chunk(len(axes)), axes, strict=True)]
+    return torch.stack(back).mean(dim=0)
 
 
 def _enlarge(depth: Tensor, factor: int) -> Tensor:
