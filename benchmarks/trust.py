@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import _trust
+import _trust_noise
+import _trust_residual
+import _trust_tissue
 from _trust import FULL_DOSE, LOW_DOSE, Image, Line, Method, Methods
 from cddnet.config import PatientSplit, load_config
 from cddnet.formats import read_all_series
@@ -54,18 +56,18 @@ def measured(chosen: argparse.Namespace, methods: Methods) -> list[Line]:
     }
     slabs = list(read_all_series(chosen.data / _SLABS))
     parts = [
-        lambda: _trust.texture(patients, methods),
-        lambda: _trust.texture_in_water(methods),
-        lambda: _trust.bias(patients, methods),
-        lambda: _trust.contrast(patients, methods),
-        lambda: _trust.detectability(patients, methods),
-        lambda: _trust.doses(patients, methods),
-        lambda: _trust.full_dose_phantoms(methods),
-        lambda: _trust.full_dose_slabs(slabs, methods),
-        lambda: _trust.false_structures(methods),
-        lambda: _trust.structure(patients, methods),
-        lambda: _trust.consistency(patients, methods),
-        lambda: _trust.between_slices(patients, methods),
+        lambda: _trust_noise.texture(patients, methods),
+        lambda: _trust_noise.texture_in_water(methods),
+        lambda: _trust_tissue.bias(patients, methods),
+        lambda: _trust_tissue.contrast(patients, methods),
+        lambda: _trust_tissue.detectability(patients, methods),
+        lambda: _trust_tissue.doses(patients, methods),
+        lambda: _trust_noise.full_dose_phantoms(methods),
+        lambda: _trust_noise.full_dose_slabs(slabs, methods),
+        lambda: _trust_noise.false_structures(methods),
+        lambda: _trust_residual.structure(patients, methods),
+        lambda: _trust_residual.consistency(patients, methods),
+        lambda: _trust_residual.between_slices(patients, methods),
     ]
     lines = []
     for part in parts:

@@ -2,12 +2,13 @@
 
 import errno
 import os
+import stat
 
 import pytest
 
 from cddnet.errors import FormatError
 from cddnet.formats import _atomic
-from cddnet.formats._atomic import new_file, new_files, new_folder
+from cddnet.formats._atomic import flush, new_file, new_files, new_folder
 
 
 def names(folder):
@@ -168,3 +169,70 @@ def test_permissions_are_those_of_any_new_file(tmp_path):
     for name in ("", "file"):
         usual, ours = tmp_path / "usual" / name, tmp_path / "series" / name
         assert ours.stat().st_mode == usual.stat().st_mode
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """What was flushed, by inode, and where "appears" falls among it."""
+    happened = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(descriptor):
+        happened.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def noted_replace(source, target):
+        happened.append("appears")
+        replace(source, target)
+
+    monkeypatch.setattr(_atomic.os, "fsync", noted_fsync)
+    monkeypatch.setattr(_atomic.os, "replace", noted_replace)
+    return happened
+
+
+folders_flush = pytest.mark.skipif(os.name == "nt", reason="Windows flushes folders itself")
+
+
+@folders_flush
+def test_everything_is_on_the_disk_before_it_appears_and_its_name_after(events, tmp_path):
+    flushed = set()
+    with new_folder(tmp_path / "made" / "series", flushed) as folder:
+        for name in ("1.dcm", "2.dcm"):
+            (folder / name).write_bytes(b"x")
+            flush(folder / name)
+            flushed.add(folder / name)
+        (folder / "deep").mkdir()
+        (folder / "deep" / "3.dcm").write_bytes(b"x")
+    assert events.count("appears") == 1
+    before, after = events[: events.index("appears")], events[events.index("appears") + 1 :]
+    inside = [item.stat().st_ino for item in (tmp_path / "made" / "series").rglob("*")]
+    inside.append((tmp_path / "made" / "series").stat().st_ino)
+    # Each once: what is on the disk already is not waited for again.
+    assert sorted(before) == sorted(inside)
+    assert before[-1] == inside[-1]
+    assert set(after) == {tmp_path.stat().st_ino, (tmp_path / "made").stat().st_ino}
+
+
+@folders_flush
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
+def test_a_disk_that_cannot_flush_folders_is_written_to(code, monkeypatch, tmp_path):
+    monkeypatch.setattr(_atomic.os, "fsync", raising_for_folders(code))
+    with new_folder(tmp_path / "series") as folder:
+        (folder / "1.dcm").write_bytes(b"x")
+    assert names(tmp_path / "series") == ["1.dcm"]
+
+
+@folders_flush
+def test_a_folder_that_the_disk_fails_to_flush_does_not_stay(monkeypatch, tmp_path):
+    monkeypatch.setattr(_atomic.os, "fsync", raising_for_folders(errno.EIO))
+    with pytest.raises(FormatError, match="writing stopped"):
+        begin(new_folder, tmp_path / "series", lambda: None)
+    assert names(tmp_path) == []
+
+
+def raising_for_folders(code):
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+
+    return fsync

@@ -109,7 +109,7 @@ def _frame(slope, intercept, legal, padding):
     return Frame(
         path=Path("a"),
         index=0,
-        header=ct_dataset(),
+        kept=ct_dataset(),
         sop_uid="1.2",
         instance_number="1",
         size=(9, 11),

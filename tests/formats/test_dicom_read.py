@@ -92,7 +92,7 @@ def _frame(index, position, row, column):
     return Frame(
         path=Path("a"),
         index=index,
-        header=ct_dataset(index),
+        kept=ct_dataset(index),
         sop_uid=f"1.{index + 1}",
         instance_number="",
         size=(31, 45),

@@ -320,7 +320,7 @@ def test_light_blocks_keep_signs_and_start_without_sharpening():
 )
 def test_views_make_the_network_indifferent_to_being_turned_round(views, turned):
     network, plain = stirred(views=views).double(), stirred().double()
-    image = torch.randn(2, 1, 70, 51, dtype=torch.float64) * 0.1
+    image = torch.randn(2, 1, 128, 64, dtype=torch.float64) * 0.1
     with torch.no_grad():
         output, single = network(image), plain(image)
         for axes in turned:
@@ -335,6 +335,7 @@ def test_views_are_the_mean_over_the_same_weights_and_cost_as_many_networks():
     network, plain = stirred(views=4), stirred()
     plain.load_state_dict(network.state_dict())
     image = torch.randn(1, 1, 64, 128) * 0.1
+    assert network(image[..., :51, :70]).image.shape == (1, 1, 51, 70)
     with torch.no_grad():
         seen = [plain(image.flip(a)).image.flip(a) for a in ((), (-1,), (-2,), (-2, -1))]
         torch.testing.assert_close(network(image).image, torch.stack(seen).mean(0))

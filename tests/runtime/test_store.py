@@ -9,7 +9,7 @@ from cddnet.runtime import store
 
 @pytest.fixture
 def shelf(monkeypatch, tmp_path):
-    names = ("cddnet@1", "cddnet@9", "cddnet@10", "other@2")
+    names = ("cddnet@1", "cddnet@9", "cddnet@10", "fast@3", "other@2")
     files = {name: tmp_path / f"{name}.safetensors" for name in names}
     monkeypatch.setattr(store, "shipped", lambda: files)
     return files
@@ -18,7 +18,7 @@ def shelf(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("asked", "found"),
     [
-        ("default", "cddnet@10"),
+        ("default", "fast@3"),
         ("cddnet", "cddnet@10"),
         ("cddnet@9", "cddnet@9"),
         ("other", "other@2"),
@@ -30,7 +30,7 @@ def test_the_newest_unless_a_version_is_named(shelf, asked, found):
 
 @pytest.mark.parametrize("asked", ["cddnet@2", "cdd", "", "@"])
 def test_unknown_names_are_refused_with_the_known(shelf, asked):
-    with pytest.raises(ModelError, match="cddnet@10, other@2"):
+    with pytest.raises(ModelError, match="cddnet@10, fast@3, other@2"):
         store.find(asked)
 
 

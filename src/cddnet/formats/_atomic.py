@@ -6,13 +6,15 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cddnet.errors import FormatError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+# What disks answer that cannot flush a folder.
+UNFLUSHABLE = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 
 
 @contextmanager
@@ -33,15 +35,19 @@ def new_files(*paths: Path) -> Iterator[tuple[Path, ...]]:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Like `new_file` for a folder, which exists and is empty at the start."""
-    with _appearing((path,)) as (temporary,):
+def new_folder(path: Path, flushed: Collection[Path] = ()) -> Iterator[Path]:
+    """Like `new_file` for a folder, which exists and is empty at the start.
+
+    flushed: files in it that the writer gave to `flush` when they were whole, so that the disk
+    works while the next ones are computed; it is looked at when the folder is done.
+    """
+    with _appearing((path,), flushed) as (temporary,):
         temporary.mkdir()
         yield temporary
 
 
 @contextmanager
-def _appearing(paths: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
+def _appearing(paths: Sequence[Path], flushed: Collection[Path] = ()) -> Iterator[tuple[Path, ...]]:
     _refuse_existing(paths)
     made_parents = [parent for parent in {path.parent for path in paths} if _make(parent)]
     token = secrets.token_hex(4)
@@ -50,11 +56,13 @@ def _appearing(paths: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
     try:
         yield temporaries
         for temporary in temporaries:
-            _flush(temporary)
+            _flush_all(temporary, flushed)
         _refuse_existing(paths)
         for temporary, path in zip(temporaries, paths, strict=True):
             os.replace(temporary, path)
             renamed.append(path)
+        for parent in {path.parent for path in paths} | {made.parent for made in made_parents}:
+            _flush_folder(parent)
     except BaseException as error:
         left = [item for item in (*temporaries, *renamed) if not _removed(item)]
         for parent in made_parents:
@@ -86,12 +94,37 @@ def _make(parent: Path) -> bool:
     return True
 
 
-def _flush(path: Path) -> None:
+def flush(file: Path) -> None:
+    """Wait until a file's content is on the disk."""
+    with file.open("rb+") as handle:
+        os.fsync(handle.fileno())
+
+
+def _flush_all(path: Path, flushed: Collection[Path]) -> None:
     """Onto the disk before the rename: a power cut must not leave an empty file under its name."""
-    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-    for file in files:
-        with file.open("rb+") as handle:
-            os.fsync(handle.fileno())
+    if not path.is_dir():
+        flush(path)
+        return
+    for item in path.rglob("*"):
+        if item.is_dir():
+            _flush_folder(item)
+        elif item.is_file() and item not in flushed:
+            flush(item)
+    _flush_folder(path)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Names onto the disk; Windows, which cannot open a folder, sees to it itself."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNFLUSHABLE:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _removed(path: Path) -> bool:

@@ -33,8 +33,9 @@ def axes_from_steps(where: str, steps_mm: ArrayLike, origin_mm: ArrayLike) -> Ax
     Raises GeometryError where a step is zero or not finite, or two are not at right angles.
     """
     steps, origin = np.asarray(steps_mm, np.float64), np.asarray(origin_mm, np.float64)
-    spacing = np.linalg.norm(steps, axis=1)
-    if not np.isfinite(steps).all() or not np.isfinite(origin).all() or not (spacing > 0).all():
+    with np.errstate(over="ignore", invalid="ignore"):
+        spacing = np.linalg.norm(steps, axis=1)
+    if not np.isfinite([*spacing, *origin]).all() or not (spacing > 0).all():
         raise GeometryError(
             f"{where}: the spacing or position is zero or no number (spacing {spacing.tolist()}, "
             f"position {origin.tolist()}); repair the header."

@@ -14,7 +14,7 @@ import numpy as np
 from pydicom import Dataset, dcmwrite
 
 from cddnet.errors import CddnetError, DicomError, FormatError
-from cddnet.formats._atomic import new_file, new_folder
+from cddnet.formats._atomic import flush, new_file, new_folder
 from cddnet.formats._derived_headers import (
     Recipe,
     derivation_codes,
@@ -26,7 +26,7 @@ from cddnet.formats._derived_headers import (
     source_image,
 )
 from cddnet.formats._derived_pixels import derived_stored
-from cddnet.formats._dicom_frames import DicomHeaders, group_item, image_type
+from cddnet.formats._dicom_frames import DicomHeaders, checked_header, group_item, image_type
 from cddnet.formats._dicom_pixels import Stored, frame_bytes, quiet
 from cddnet.volume import CTVolume, SliceHU
 
@@ -53,15 +53,15 @@ def write_derived(volume: CTVolume, path: Path) -> None:
         first_uid = headers.frames[0].sop_uid
     if recipe.sop_uid(0) == first_uid:
         raise FormatError(f"{path}: the derived image would replace its source.")
-    if one_file:
-        with new_file(path) as file:
-            _write(volume, headers, recipe, [file])
-        return
-    with new_folder(path) as folder:
+    flushed: set[Path] = set()
+    with new_file(path) if one_file else new_folder(path, flushed) as target:
         count = 1 if headers.enhanced else len(headers.frames)
         digits = max(4, len(str(count)))
-        names = [folder / f"{number:0{digits}}.dcm" for number in range(1, count + 1)]
-        _write(volume, headers, recipe, names)
+        names = [target / f"{number:0{digits}}.dcm" for number in range(1, count + 1)]
+        for file in _written(volume, headers, recipe, [target] if one_file else names):
+            # Here, while the network is at the next slices; all at the end would be waited for.
+            flush(file)
+            flushed.add(file)
 
 
 def source_of(volume: CTVolume, path: Path) -> DicomHeaders:
@@ -85,13 +85,18 @@ def source_of(volume: CTVolume, path: Path) -> DicomHeaders:
     return headers
 
 
-def _write(volume: CTVolume, headers: DicomHeaders, recipe: Recipe, files: list[Path]) -> None:
+def _written(
+    volume: CTVolume, headers: DicomHeaders, recipe: Recipe, files: list[Path]
+) -> Iterator[Path]:
+    """Each file when it is whole."""
     if headers.enhanced:
         _write_enhanced(volume, headers, recipe, files[0])
+        yield files[0]
         return
     slices = zip(files, volume.slices(), strict=True)
     for index, (file, hu) in enumerate(slices):
         _write_classic(headers, recipe, (index, hu), file)
+        yield file
 
 
 @contextmanager
@@ -115,7 +120,7 @@ def _write_classic(
     frame = headers.frames[index]
     stored = derived_stored(frame, headers.read_stored(index), hu)
     with quiet(), damage_named(frame.name):
-        header = derived_header(frame.header, recipe)
+        header = derived_header(checked_header(frame), recipe)
         header.SOPInstanceUID = recipe.sop_uid(index)
         sources = recipe.sources(index)
         header.SourceImageSequence = [source_image(source, False) for source in sources]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cddnet.errors import FormatError
 from cddnet.formats._dicom_frames import Frame
@@ -30,21 +29,24 @@ def derived_stored(frame: Frame, stored: Stored, hu: SliceHU) -> Stored:
         )
     padding = frame.padding_mask(stored)
     kept = padding | (hu == frame.hu(stored))
-    new = hu_to_stored(hu, frame.slope, frame.intercept, frame.legal)
-    new = _out_of_padding(new, frame)
-    return np.where(kept, stored, new).astype(stored.dtype)
+    new = hu_to_stored(hu, frame.slope, frame.intercept, frame.legal).astype(stored.dtype)
+    return np.where(kept, stored, _out_of_padding(new, frame))
 
 
-def _out_of_padding(new: NDArray[np.int64], frame: Frame) -> NDArray[np.int64]:
+def _out_of_padding(new: Stored, frame: Frame) -> Stored:
     if frame.padding is None:
         return new
     low, high = frame.padding
+    inside = (new >= low) & (new <= high)
+    if not inside.any():
+        return new
     below, above = low - 1, high + 1
     if below < frame.legal[0] and above > frame.legal[1]:
         raise FormatError(
             f"{frame.name}: every legal value is declared as padding, so no result can be stored; "
             "ask the sending system for a correct PixelPaddingValue."
         )
-    nearer_below = (new - low < high - new) & (below >= frame.legal[0])
+    wide = new.astype(np.int64)
+    nearer_below = (wide - low < high - wide) & (below >= frame.legal[0])
     nearest = np.where(nearer_below | (above > frame.legal[1]), below, above)
-    return np.where((new >= low) & (new <= high), nearest, new)
+    return np.where(inside, nearest, wide).astype(new.dtype)

@@ -17,6 +17,7 @@ from pydicom.uid import (
 )
 
 from cddnet.errors import DicomError
+from cddnet.formats._dicom_kept import KeptHeader, dataset_of
 from cddnet.formats._dicom_pixels import (
     ALWAYS_LOSSY,
     LOSSY,
@@ -57,6 +58,45 @@ COMPUTED = frozenset(
 )
 TEXT_PAGES = frozenset({"SCREEN SAVE", "CT_SOM5 PROT", "DOSE REPORT", "DOSE_INFO"})
 
+# Decoded at once, so that a damaged header is found early.
+TEXTS = (
+    "SpecificCharacterSet",
+    "ImageType",
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+    "Modality",
+    "ConvolutionKernel",
+    "InstanceNumber",
+    "AcquisitionNumber",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "PhotometricInterpretation",
+    "BurnedInAnnotation",
+    "LossyImageCompression",
+)
+# Decoded with their checks, which say more of what is wrong.
+CHECKED = (
+    "StudyInstanceUID",
+    "SamplesPerPixel",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "PixelSpacing",
+    "SliceThickness",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "GantryDetectorTilt",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "RescaleType",
+)
+
 
 def joined_text(header: Dataset, keyword: str) -> str:
     """A header value as text, several joined by a backslash, "" where it is absent or empty."""
@@ -74,10 +114,15 @@ class Scanned:
     """
 
     path: Path
-    header: Dataset
+    kept: KeptHeader | Dataset
     pixels: PixelElement | None
     file_bytes: int
     deflated: bool = False
+
+    @property
+    def header(self) -> Dataset:
+        """The header, made anew each time where only its bytes are kept."""
+        return dataset_of(self.kept)
 
     def text(self, keyword: str) -> str:
         """A header value as text, "" where it is absent or empty."""
@@ -97,7 +142,7 @@ class Frame:
 
     path: Path
     index: int
-    header: Dataset
+    kept: KeptHeader | Dataset
     sop_uid: str
     instance_number: str
     size: tuple[int, int]
@@ -112,6 +157,11 @@ class Frame:
     acquisition: str
     legal: tuple[int, int]
     padding: tuple[int, int] | None
+
+    @property
+    def header(self) -> Dataset:
+        """The file's header, made anew each time where only its bytes are kept."""
+        return dataset_of(self.kept)
 
     @property
     def name(self) -> str:
@@ -154,6 +204,16 @@ class DicomHeaders:
     def read_padding(self, index: int) -> Mask:
         """Where slice `index` is padding (H, W)."""
         return self.frames[index].padding_mask(self.read_stored(index))
+
+
+def checked_header(frame: Frame) -> Dataset:
+    """A frame's header in which all that was checked is decoded, so that it is written as it was
+    understood, while everything else is written as the bytes it was.
+    """
+    header = frame.header
+    for keyword in (*TEXTS, *CHECKED):
+        header.get(keyword)
+    return header
 
 
 def is_localizer(scanned: Scanned) -> bool:
@@ -356,7 +416,7 @@ def _frame(scanned: Scanned, index: int, told: Dataset) -> Frame:
     return Frame(
         path=scanned.path,
         index=index,
-        header=header,
+        kept=scanned.kept,
         sop_uid=scanned.text("SOPInstanceUID"),
         instance_number=scanned.text("InstanceNumber"),
         size=(_whole(header, "Rows", name), _whole(header, "Columns", name)),

@@ -14,6 +14,7 @@ from pydicom.uid import UID, MediaStorageDirectoryStorage
 from cddnet.errors import DicomError, SeriesChoiceError
 from cddnet.formats import head_of
 from cddnet.formats._dicom_frames import (
+    TEXTS,
     Frame,
     Scanned,
     frames_of,
@@ -21,31 +22,13 @@ from cddnet.formats._dicom_frames import (
     is_localizer,
     joined_text,
 )
+from cddnet.formats._dicom_kept import SharedElements, raw_elements
 from cddnet.formats._dicom_pixels import find_pixels, quiet, transfer_syntax_of
 
 # A data set without preamble starts with a low tag of the lowest groups, in either byte order.
 FIRST_GROUPS = {b"\x08\x00": "little", b"\x02\x00": "little", b"\x00\x08": "big"}
 LAST_FIRST_ELEMENT = 0x0018
 SHOWN_UID_DIGITS = 12
-# Decoded at once, so that a damaged header is found here; numbers are decoded with their checks.
-TEXTS = (
-    "SpecificCharacterSet",
-    "ImageType",
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "SeriesInstanceUID",
-    "FrameOfReferenceUID",
-    "Modality",
-    "ConvolutionKernel",
-    "InstanceNumber",
-    "AcquisitionNumber",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "PhotometricInterpretation",
-    "BurnedInAnnotation",
-    "LossyImageCompression",
-)
 
 
 class SeriesSummary(NamedTuple):
@@ -125,14 +108,16 @@ def looks_like_dicom(head: bytes) -> bool:
 def find_series(path: Path) -> tuple[Series, ...]:
     """Every series in a file, a folder or a tree of folders, by UID."""
     groups: dict[str, list[Scanned]] = {}
-    for scanned in _scan(path):
+    shared = SharedElements()
+    for scanned in _scan(path, shared):
         groups.setdefault(scanned.text("SeriesInstanceUID"), []).append(scanned)
     return tuple(_series(uid, tuple(groups[uid])) for uid in sorted(groups))
 
 
 def series_of(files: Sequence[Path]) -> Series:
     """The one series of some files.  Raises DicomError where they are several, or unfit."""
-    scanned = tuple(item for file in files if (item := read_header(file)) is not None)
+    shared = SharedElements()
+    scanned = tuple(item for file in files if (item := read_header(file, shared)) is not None)
     uids = {item.text("SeriesInstanceUID") for item in scanned}
     if len(uids) != 1:
         raise DicomError(f"{len(files)} files are of {len(uids)} series; give those of one.")
@@ -194,9 +179,9 @@ def _series(uid: str, files: tuple[Scanned, ...]) -> Series:
     return Series(uid=uid, files=files, frames=tuple(frames), localizers=localizers, unfit=unfit)
 
 
-def _scan(path: Path) -> Iterator[Scanned]:
+def _scan(path: Path, shared: SharedElements) -> Iterator[Scanned]:
     if path.is_file():
-        scanned = read_header(path) if looks_like_dicom(head_of(path)) else None
+        scanned = read_header(path, shared) if looks_like_dicom(head_of(path)) else None
         if scanned is None:
             raise DicomError(f"{path.name}: is no DICOM image; give a CT image or its folder.")
         yield scanned
@@ -208,14 +193,15 @@ def _scan(path: Path) -> Iterator[Scanned]:
         for name in sorted(names):
             file = Path(folder, name)
             if file.is_file() and looks_like_dicom(head_of(file)):
-                scanned = read_header(file)
+                scanned = read_header(file, shared)
                 if scanned is not None:
                     yield scanned
 
 
-def read_header(path: Path) -> Scanned | None:
+def read_header(path: Path, shared: SharedElements | None = None) -> Scanned | None:
     """A file's header without its pixels; None for what is no DICOM object, or a DICOMDIR.
 
+    shared: of the files that belong together.
     Raises DicomError for a file that says it is DICOM and cannot be read.
     """
     sure = head_of(path)[128:132] == b"DICM"
@@ -225,9 +211,11 @@ def read_header(path: Path) -> Scanned | None:
             header = dcmread(file, stop_before_pixels=True, force=True)
             syntax = transfer_syntax_of(header)
             deflated = syntax.is_transfer_syntax and syntax.is_deflated
+            elements = [] if deflated else raw_elements(header, file)
             if syntax.is_transfer_syntax and not deflated:
                 pixels = find_pixels(file, syntax)
             told = {keyword: header.get(keyword) for keyword in TEXTS}
+            kept = (shared or SharedElements()).keep(header, elements)
             directory = _media_class(header) == MediaStorageDirectoryStorage
         except Exception as error:
             if not sure:
@@ -241,7 +229,7 @@ def read_header(path: Path) -> Scanned | None:
         return None
     return Scanned(
         path=path,
-        header=header,
+        kept=kept,
         pixels=pixels,
         file_bytes=path.stat().st_size,
         deflated=deflated,

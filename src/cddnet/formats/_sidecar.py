@@ -47,7 +47,7 @@ def recorded(text: str, where: str) -> tuple[Derivation, ...]:
     """The steps of a record, the inverse of `record`."""
     try:
         return tuple(_step(step) for step in json.loads(text)["derivation"])
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise FormatError(
             f"{where}: not a record of processing steps ({error!r}); move it away if it is not "
             "from cddnet."

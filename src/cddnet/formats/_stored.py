@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from cddnet.errors import FormatError
 
 PIECE_BYTES = 1 << 20
+# No CT slice is larger than 4096 x 4096; a header that says more must not fill the memory.
+LARGEST_SLICE_PIXELS = 1 << 25
 # Either of the two headers, zlib or gzip, tells which it is.
 ZLIB_OR_GZIP = 47
 
@@ -39,8 +41,18 @@ class Layout(NamedTuple):
         return self.shape[0] * self.slice_bytes
 
 
+def require_slice_size(where: object, height: int, width: int) -> None:
+    """Refuse slices of no pixel, or of so many that reading one would fill the memory."""
+    if min(height, width) < 1 or height * width > LARGEST_SLICE_PIXELS:
+        raise FormatError(
+            f"{where}: a slice of {height} x {width} pixels is none that is read here (1 to "
+            f"{LARGEST_SLICE_PIXELS} pixels); repair the header or export the file again."
+        )
+
+
 def plain_slices(layout: Layout) -> Callable[[int], NDArray[np.generic]]:
     """Reader of a stored slice (H, W) by index; refuses a file that is too short."""
+    require_slice_size(layout.path, *layout.shape[1:])
     found = layout.path.stat().st_size - layout.skip_bytes
     if found < layout.total_bytes:
         raise _truncated(layout, max(found, 0))
@@ -64,6 +76,7 @@ class CompressedSlices:
     """
 
     def __init__(self, layout: Layout, *, stream_start: int = 0) -> None:
+        require_slice_size(layout.path, *layout.shape[1:])
         self._layout, self._stream_start, self._lock = layout, stream_start, Lock()
         self._rewind()
 

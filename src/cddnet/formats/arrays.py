@@ -7,7 +7,6 @@ A .npz has `hu` (D, H, W) or (H, W), `spacing_mm` (3,) and optionally `origin_mm
 from __future__ import annotations
 
 import zipfile
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -22,6 +21,7 @@ from cddnet.formats._atomic import new_file
 from cddnet.formats._axes import Axes, axes_from_directions, axes_of
 from cddnet.formats._finite import REAL_KINDS, finite_hu, require_finite
 from cddnet.formats._sidecar import new_recorded_files, record, recorded, recorded_beside
+from cddnet.formats._stored import require_slice_size
 from cddnet.volume import CTVolume, SliceHU
 
 SUFFIXES = (".npz", ".npy")
@@ -30,7 +30,8 @@ NO_GEOMETRY = (
     "distances are not to be measured"
 )
 UNTURNED = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
-DAMAGED = (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+# Noise shrinks to a third at best, and empty slices to a thousandth.
+LARGEST_SUSPECT_BYTES, SUSPECT_RATIO = 1 << 30, 200
 
 
 def recognises(head: bytes) -> bool:
@@ -77,7 +78,10 @@ def _write_stack(file: IO[bytes], volume: CTVolume) -> None:
 def _read_npy(path: Path) -> CTVolume:
     try:
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
-    except DAMAGED as error:
+    except PermissionError:
+        raise
+    except Exception as error:
+        # The library parses the header as Python, which fails in many ways.
         raise _damaged(path, error) from error
     unknown = Axes((1.0, 1.0, 1.0), (0.0, 0.0, 0.0), UNTURNED)
     volume = _volume(path, stored, unknown)
@@ -86,9 +90,12 @@ def _read_npy(path: Path) -> CTVolume:
 
 def _read_npz(path: Path) -> CTVolume:
     try:
+        _refuse_bomb(path)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             held = {name: archive[name] for name in archive.files}
-    except DAMAGED as error:
+    except (PermissionError, FormatError):
+        raise
+    except Exception as error:
         raise _damaged(path, error) from error
     if not {"hu", "spacing_mm"} <= held.keys():
         raise FormatError(
@@ -104,6 +111,18 @@ def _read_npz(path: Path) -> CTVolume:
     if "derivation" in held:
         return replace(volume, derivation=recorded(str(held["derivation"]), str(path)))
     return volume
+
+
+def _refuse_bomb(path: Path) -> None:
+    """An archive is read whole, so it must not unpack to what no packed CT would."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    packed = path.stat().st_size
+    if unpacked > max(LARGEST_SUSPECT_BYTES, SUSPECT_RATIO * packed):
+        raise FormatError(
+            f"{path}: would unpack from {packed} to {unpacked} bytes, which no CT does; save it "
+            "again as .npy."
+        )
 
 
 def _volume(path: Path, stored: NDArray[np.generic], axes: Axes) -> CTVolume:
@@ -122,6 +141,7 @@ def _volume(path: Path, stored: NDArray[np.generic], axes: Axes) -> CTVolume:
         return finite_hu(stack[index], f"{path}, slice {index + 1}")
 
     depth, height, width = stack.shape
+    require_slice_size(path, height, width)
     return CTVolume(shape=(depth, height, width), read_slice=read_slice, **axes._asdict())
 
 

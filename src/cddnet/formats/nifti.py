@@ -109,7 +109,6 @@ def write(volume: CTVolume, path: Path, options: WriteOptions) -> None:
 
 def _header(path: Path) -> _Header:
     nibabel = optional("nibabel", "nifti")
-    HeaderDataError = nibabel.spatialimages.HeaderDataError
     try:
         with gzip.open(path) if _is_gzip(path) else path.open("rb") as file:
             is_second = file.read(8)[4:7] == b"n+2"
@@ -127,9 +126,10 @@ def _header(path: Path) -> _Header:
         )
         unit = str(header.get_xyzt_units()[0])
         affine = header.get_best_affine()
-    except (HeaderDataError, OSError, EOFError, KeyError, ValueError, zlib.error) as error:
-        if isinstance(error, PermissionError):
-            raise
+    except (PermissionError, FormatError):
+        raise
+    except Exception as error:
+        # The library has errors of its own for each field, and lets others through.
         raise FormatError(
             f"{path}: the NIfTI header is damaged ({error}); export the file again."
         ) from error
@@ -137,7 +137,8 @@ def _header(path: Path) -> _Header:
         raise FormatError(f"{path}: the voxels are {layout.dtype}, expected real numbers in HU.")
     if unit not in MM_PER_UNIT:
         raise FormatError(f"{path}: lengths are in {unit!r}, expected mm; repair the header.")
-    affine[:3] *= MM_PER_UNIT[unit]
+    with np.errstate(over="ignore"):
+        affine[:3] *= MM_PER_UNIT[unit]
     notes: tuple[str, ...] = ()
     if qform is None and sform is None:
         notes = (ONLY_PIXDIM,)
@@ -154,7 +155,7 @@ def _header(path: Path) -> _Header:
 
 def _shape(path: Path, shape: tuple[int, ...]) -> tuple[int, int, int]:
     """(D, H, W) of stored (W, H), (W, H, D) or (W, H, D, 1)."""
-    if len(shape) < 2 or any(length != 1 for length in shape[3:]) or 0 in shape:
+    if len(shape) < 2 or any(length != 1 for length in shape[3:]) or min(shape) < 1:
         raise FormatError(
             f"{path}: the array is {' x '.join(map(str, shape))}, expected three dimensions; "
             "write each time point or channel to a file of its own."

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cddnet.errors import FormatError
+from cddnet.errors import CddnetError, FormatError
 from cddnet.formats import ReadOptions, WriteOptions, head_of
 from cddnet.formats._atomic import new_folder
 from cddnet.formats._axes import Axes, axes_from_directions, axes_of
@@ -35,6 +34,7 @@ from cddnet.formats._sidecar import (
     recorded_beside,
     recorded_in,
 )
+from cddnet.formats._stored import require_slice_size
 from cddnet.intensity.window import from_grey, to_grey
 from cddnet.volume import CTVolume, SliceHU
 
@@ -205,9 +205,12 @@ def _tiff_axes(path: Path) -> Axes | None:
     try:
         held = json.loads(description)
         geometry = [held[name] for name in ("direction", "spacing_mm", "origin_mm")]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    return axes_from_directions(str(path), *geometry)
+    try:
+        return axes_from_directions(str(path), *geometry)
+    except (ValueError, TypeError) as error:
+        raise _damaged(path, error) from error
 
 
 def picture_files(path: Path) -> tuple[list[Path], list[str]]:
@@ -317,8 +320,12 @@ def _picture(file: Path) -> _Page:
         with Image.open(file, formats=("PNG", "JPEG")) as image:
             mode, frames = image.mode, getattr(image, "n_frames", 1)
             height, width = image.height, image.width
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except PermissionError:
+        raise
+    except Exception as error:
+        # Its parsers let out whatever a damaged file leads them to.
         raise _damaged(file, error) from error
+    require_slice_size(file, height, width)
     # Pillow would cut 16-bit colour to 8 bits without a word.
     if head.startswith(PNG_HEAD) and head[24] == 16 and mode not in ("I", "I;16", "I;16B"):
         raise FormatError(f"{file}: 16 bits with colour or transparency; save it as 16-bit grey.")
@@ -335,6 +342,9 @@ def _tiff_pages(file: Path) -> list[_Page]:
     with _open_tiff(file) as tiff:
         for number, page in enumerate(tiff.pages):
             size, channels = (page.imagelength, page.imagewidth), page.samplesperpixel
+            require_slice_size(file, *size)
+            if page.is_tiled:
+                require_slice_size(file, page.tilelength, page.tilewidth)
             is_grey_or_rgb = page.photometric in (MIN_IS_BLACK, RGB)
             if not is_grey_or_rgb or channels > 4 or (channels > 1 and page.planarconfig != CHUNKY):
                 raise FormatError(
@@ -345,6 +355,8 @@ def _tiff_pages(file: Path) -> list[_Page]:
             if bits is None and channels > 1:
                 raise FormatError(f"{file}: has {channels} channels of HU; save one of them.")
             pages.append(_Page(file, number, size, bits, channels))
+        if not pages:
+            raise FormatError(f"{file}: holds no picture; export it again.")
         voxels = sum(math.prod(series.shape) for series in tiff.series)
     if voxels != sum(math.prod(page.size) * page.channels for page in pages):
         raise FormatError(f"{file}: slices without a page of their own; save one page per slice.")
@@ -365,6 +377,10 @@ def _tiff_bits(file: Path, dtype: np.dtype[np.generic], bits: int) -> int | None
 def _stored(page: _Page) -> NDArray[np.generic]:
     """Stored values (H, W); refuses what colour or transparency would add to them."""
     values = _tiff_values(page) if _is_tiff(page.path) else _picture_values(page.path)
+    if values.shape[:2] != page.size or values.ndim != 2 + (page.channels > 1):
+        raise FormatError(
+            f"{page}: decodes to {values.shape}, but its header says {page.size}; export it again."
+        )
     if page.channels == 1 or page.bits is None:
         return values
     colours = values[..., : 3 if page.channels > 2 else 1]
@@ -389,7 +405,7 @@ def _picture_values(file: Path) -> NDArray[np.generic]:
     try:
         with Image.open(file, formats=("PNG", "JPEG")) as image:
             return np.asarray(image.convert("RGBA") if image.mode == "P" else image)
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:
         raise _damaged(file, error) from error
 
 
@@ -399,9 +415,9 @@ def _open_tiff(file: Path) -> Iterator[Any]:
     try:
         with tifffile.TiffFile(file) as tiff:
             yield tiff
-    except PermissionError:
+    except (PermissionError, CddnetError):
         raise
-    except (tifffile.TiffFileError, OSError, ValueError, LookupError, struct.error) as error:
+    except Exception as error:
         raise _damaged(file, error) from error
 
 

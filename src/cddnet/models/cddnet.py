@@ -202,15 +202,18 @@ class CDDNet(nn.Module):
             )
 
     def forward(self, image: Tensor) -> Output:
-        axes = _VIEWS[: self.config.views]
-        if len(axes) == 1:
+        turned = _VIEWS[: self.config.views]
+        if len(turned) == 1:
             return self._one_view(image)
-        seen = self._one_view(torch.cat([image.flip(view) for view in axes]))
-        return Output(
-            image=_mean_view(seen.image, axes),
-            depth=None if seen.depth is None else _mean_view(seen.depth, axes),
-            estimation=None if seen.estimation is None else _mean_view(seen.estimation, axes),
-        )
+        height, width = image.shape[-2:]
+        padded = pad_to_stride(image)
+        seen = [self._one_view(padded.flip(axes)) for axes in turned]
+        means = {
+            name: _mean(maps, turned)[..., :height, :width]
+            for name, maps in zip(Output._fields, zip(*seen, strict=True), strict=True)
+            if maps[0] is not None
+        }
+        return Output(**means)
 
     def _one_view(self, image: Tensor) -> Output:
         height, width = image.shape[-2:]
@@ -280,9 +283,9 @@ def pad_to_stride(image: Tensor) -> Tensor:
     )
 
 
-def _mean_view(maps: Tensor, axes: Sequence[tuple[int, ...]]) -> Tensor:
-    """Maps (V B, C, H, W) of views one after the other, turned back, averaged: (B, C, H, W)."""
-    back = [view.flip(turned) for view, turned in zip(maps.chunk(len(axes)), axes, strict=True)]
+def _mean(views: Sequence[Tensor], turned: Sequence[tuple[int, ...]]) -> Tensor:
+    """Maps (B, C, H, W) of the views, turned back and averaged."""
+    back = [maps.flip(axes) for maps, axes in zip(views, turned, strict=True)]
     return torch.stack(back).mean(dim=0)
 
 

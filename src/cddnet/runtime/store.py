@@ -12,17 +12,17 @@ from cddnet.models._cards import Card, read_card
 if TYPE_CHECKING:
     from torch import nn
 
-DEFAULT = "cddnet"
+DEFAULT = "fast"
 
 
 def shipped() -> dict[str, Path]:
-    """Weights in the package: versioned name ("cddnet@1") -> file."""
+    """Weights in the package: versioned name ("fast@1") -> file."""
     folder = Path(str(files("cddnet") / "weights"))
     return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
 
 
 def find(model: str | Path) -> Path:
-    """Weights of a name ("default", "cddnet", "cddnet@1") or of a .safetensors file.
+    """Weights of a name ("default", "fast", "fast@1") or of a .safetensors file.
 
     A name without a version means the newest.  Raises: ModelError listing the known names.
     """
