@@ -38,15 +38,15 @@ class Running:
 
 
 @contextmanager
-def running_node(config, folder, caller="SCANNER"):
+def running_node(config, folder, *, caller="SCANNER", page=False):
     """The node of a configuration, with the quick denoiser; stopped in order at the end.
 
-    Its working folder and the one for temporary files are below `folder`.
+    page: with its page.  Its working folder and the one for temporary files are below `folder`.
     """
     for name in ("work", "temporary"):
         (folder / name).mkdir()
     file = folder / "config.pickle"
-    file.write_bytes(pickle.dumps(config))
+    file.write_bytes(pickle.dumps((config, page)))
     output = folder / "output"
     environment = os.environ | {"TMPDIR": str(folder / "temporary")}
     with output.open("wb") as stream:
@@ -73,4 +73,5 @@ def running_node(config, folder, caller="SCANNER"):
 
 
 if __name__ == "__main__":
-    Node(pickle.loads(Path(sys.argv[1]).read_bytes()), denoise=shifted).run_forever()
+    told, with_page = pickle.loads(Path(sys.argv[1]).read_bytes())
+    Node(told, denoise=shifted).run_forever(page=with_page)

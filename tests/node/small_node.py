@@ -3,6 +3,7 @@
 import io
 import socket
 import threading
+import time
 from collections import Counter
 
 from pydicom import Dataset, dcmread, uid
@@ -71,6 +72,13 @@ def free_port():
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
+
+
+def until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
 
 
 def quick_retries(attempts):
@@ -148,8 +156,8 @@ class Archive:
     `node_port`, instead of the one that asked; silent: never report.
     """
 
-    def __init__(self, port=None):
-        self.port = port or free_port()
+    def __init__(self, port=None, tls=None):
+        self.port, self.tls = port or free_port(), tls
         self.got, self.objects = Counter(), {}
         self.refuse, self.uncommitted, self.asked = Counter(), 0, 0
         self.node_port, self.silent = None, False
@@ -163,7 +171,8 @@ class Archive:
         entity.add_supported_context(StorageCommitmentPushModel, scu_role=True, scp_role=True)
         handlers = [(evt.EVT_C_STORE, self._store), (evt.EVT_N_ACTION, self._commit)]
         self.entity = entity
-        self.server = entity.start_server(("127.0.0.1", self.port), False, evt_handlers=handlers)
+        there = ("127.0.0.1", self.port)
+        self.server = entity.start_server(there, False, evt_handlers=handlers, ssl_context=self.tls)
         return self
 
     def __exit__(self, *_):

@@ -4,6 +4,7 @@ import shutil
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,15 @@ import numpy as np
 import cddnet
 from cddnet.errors import DicomError
 from cddnet.formats import read_volume, write_volume
-from cddnet.node.records import OutputRow, SeriesRow
+from cddnet.node.records import OutputRow, SeriesRow, Version
 from cddnet.node.views import NodeSources
 from cddnet.volume import Derivation
 
 DEMO = Path(cddnet.__file__).parent / "data" / "demo" / "series"
 KEY = "a1b2c3d4e5f60718"
 OUTPUT = f"{KEY}-0"
+VERSION = f"{OUTPUT}-0badcafe"
+GONE = "d" * 16
 TOKEN = "a-token-of-enough-letters"
 UID_ERROR = "cannot read /srv/node/JANE^DOE/1.dcm of series 1.2.840.113619.2.55; export it again."
 
@@ -27,11 +30,11 @@ def smoothed(hu):
     return np.rint((hu + np.roll(hu, 1, axis=0)) / 2 + 3).astype(np.float32)
 
 
-def write_after(folder, keep=slice(None)):
+def write_after(folder, keep=slice(None), label="smooth", shift_hu=0):
     """A derived series of the demo's; `keep` leaves files out."""
     volume = read_volume(DEMO)
-    step = Derivation(label="smooth", description="smoothed", parameters=(), version="0")
-    after = volume.derived(lambda index: smoothed(volume.read_slice(index)), step)
+    step = Derivation(label=label, description="smoothed", parameters=(), version="0")
+    after = volume.derived(lambda index: smoothed(volume.read_slice(index)) + shift_hu, step)
     write_volume(after, folder)
     kept = set(sorted(folder.iterdir())[keep])
     for file in folder.iterdir():
@@ -54,16 +57,21 @@ class MemoryJournal:
         now = time.time()
         made = OutputRow(
             key=OUTPUT, label="smooth 50%", state="done", error="", attempts=1,
-            destinations={"archive": (0, 12, 0)},
+            destinations={"archive": (0, 12, 0)}, versions={VERSION: 12},
         )  # fmt: skip
         failed = OutputRow(
             key="b" * 16 + "-0", label="smooth 50%", state="failed", error=UID_ERROR, attempts=7,
             destinations={},
         )  # fmt: skip
+        sent = OutputRow(
+            key=f"{GONE}-1", label="smooth 50%", state="done", error="", attempts=1,
+            destinations={"archive": (0, 0, 0)},
+        )  # fmt: skip
         self.rows = [
             _row(KEY, "done", (made,), last_at=now - 100),
             _row("b" * 16, "failed", (failed,), last_at=now - 50),
             _row("c" * 16, "receiving", (), last_at=now),
+            replace(_row(GONE, "done", (sent,), last_at=now - 9e5), removed=True),
         ]
 
     def queue(self):
@@ -73,11 +81,10 @@ class MemoryJournal:
         self.retried.append(key)
         return key == "b" * 16
 
-    def slices(self, key):
-        if key != KEY:
+    def versions(self, output_key):
+        if output_key != OUTPUT:
             return []
-        pairs = zip(*(self._names(box) for box in ("inbox", "outbox")), strict=True)
-        return [(before, {OUTPUT: after}) for before, after in pairs]
+        return [Version(VERSION, *(tuple(self._names(box)) for box in ("inbox", "outbox")))]
 
     def _names(self, box):
         return [f"{box}/a/{file.name}" for file in sorted((self.folder / box / "a").iterdir())]

@@ -68,7 +68,7 @@ def answers(asked, uid):
 
 
 @contextmanager
-def dicom_archive(broken=False):
+def dicom_archive(broken=False, tls=None):
     """A query/retrieve SCP; `broken`: every third image of a C-GET cannot be sent."""
 
     def on_find(event):
@@ -93,7 +93,8 @@ def dicom_archive(broken=False):
     entity.add_supported_context(StudyRootQueryRetrieveInformationModelGet)
     entity.add_supported_context(CTImageStorage, scu_role=True, scp_role=True)
     handlers = [(evt.EVT_C_FIND, on_find), (evt.EVT_C_GET, on_get)]
-    entity.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
+    there = ("127.0.0.1", port)
+    entity.start_server(there, block=False, evt_handlers=handlers, ssl_context=tls)
     try:
         yield f"dicom://PACS@127.0.0.1:{port}"
     finally:

@@ -11,7 +11,7 @@ from pydicom import uid
 from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID
 
 from cddnet.formats._derived_headers import IMPLEMENTATION_UID
-from cddnet.node import arriving, receive, send, send_dicom, send_web
+from cddnet.node import arriving, intake, receive, send, send_dicom, send_web
 from cddnet.node.config import NodeConfig
 
 TEXT = (Path(__file__).parents[2] / "docs" / "conformance.md").read_text(encoding="utf-8")
@@ -23,7 +23,7 @@ def section(number):
 
 def test_exactly_the_accepted_transfer_syntaxes_are_listed_in_order():
     told = re.findall(r"\| (1\.2\.840\.10008\.[0-9.]+) \|", section("2.4"))
-    assert told == [str(syntax) for syntax in receive.SYNTAXES]
+    assert told == [str(syntax) for syntax in intake.SYNTAXES]
     assert uid.DeflatedExplicitVRLittleEndian not in told
 
 
@@ -45,6 +45,7 @@ def test_identities_and_limits_are_those_of_the_code():
     assert f"default {config.maximum_pdu} bytes" in TEXT
     assert f"default {config.maximum_associations} |" in TEXT
     assert f"default {config.timeout_s:g} s" in TEXT
+    assert f"default {config.largest_in_memory_mb:g} MB" in TEXT
     assert f"sends up to {send.AT_ONCE} of them" in TEXT
     assert f"up to {send.ASKED_AT_ONCE} references" in TEXT
     assert f"up to {send_dicom.ANSWER_AT_ONCE_S:g} s" in TEXT

@@ -1,5 +1,6 @@
 """The node's configuration: what is refused, with which words, and that the example is right."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -171,15 +172,70 @@ def test_every_key_says_what_it_is_for():
         assert all(field.description for field in part.model_fields.values()), part.__name__
 
 
-def test_the_documentation_names_every_key():
-    text = (EXAMPLE.parents[1] / "docs" / "node.md").read_text(encoding="utf-8")
-    missing = {
-        f"{part.__name__}.{name}"
-        for part in parts()
-        for name in part.model_fields
-        if not re.search(rf"`{name}\b", text)
+DOCUMENT = EXAMPLE.parents[1] / "docs" / "node.md"
+
+
+def rows_below(head):
+    """(First cell, the others) of the table of the documentation that begins with a line."""
+    lines = DOCUMENT.read_text(encoding="utf-8").split(f"\n{head}\n")[1].splitlines()[1:]
+    for line in itertools.takewhile(lambda line: line.startswith("|"), lines):
+        first, rest = line.strip("| ").split(" | ", 1)
+        yield first, rest
+
+
+def keys_in(text):
+    return {name for name in re.findall(r"`([\w.]+)(?=[:`])", text) if name.islower()}
+
+
+@pytest.mark.parametrize(
+    ("head", "part"),
+    [
+        ("| key | meaning | default |", NodeConfig),
+        ("| in `when` | holds if |", module.Conditions),
+        ("| in `do` | meaning | default |", module.Output),
+    ],
+)
+def test_the_documentation_lists_exactly_the_keys_there_are(head, part):
+    told = [name for first, _ in rows_below(head) for name in keys_in(first)]
+    assert sorted(told) == sorted(part.model_fields)
+
+
+def test_the_documentation_lists_the_keys_of_the_smaller_parts():
+    told = {first.strip("`"): keys_in(rest) for first, rest in rows_below("| destination | keys |")}
+    top = {
+        first.strip("`"): keys_in(rest) for first, rest in rows_below("| key | meaning | default |")
     }
-    assert missing <= {"Rule.name"}
+    tls = set(module.ClientTls.model_fields)
+    assert told["kind: dicom"] - {"true"} == {*module.DicomDestination.model_fields, *tls} - {
+        "kind"
+    }
+    assert told["kind: dicomweb"] == {*module.DicomwebDestination.model_fields} - {"kind"}
+    assert told["retries"] == set(module.Retries.model_fields)
+    assert top["tls"] == set(module.ServerTls.model_fields)
+    assert top["http"] == set(module.HttpConfig.model_fields)
+
+
+def test_the_documentation_lists_exactly_the_figures_and_engines_there_are(tmp_path):
+    from cddnet.node.metrics import NodeMetrics
+    from cddnet.runtime import engines
+
+    class Empty:
+        def queue(self):
+            return []
+
+    config = NodeConfig.model_validate(FULL | {"folder": tmp_path})
+    metrics = NodeMetrics(Empty(), config, lambda: 0).text().decode()
+    names = set(re.findall(r"^# TYPE cddnet_node_(\w+)", metrics, re.MULTILINE))
+    listed = {
+        re.sub(r"\{.*", "", name)
+        for first, _ in rows_below("| name | of what |")
+        for name in re.findall(r"`([^`]+)`", first)
+    }
+    assert listed == {name for name in names if not name.endswith("_created")}
+    (told,) = (
+        rest for first, rest in rows_below("| in `do` | meaning | default |") if "engine" in first
+    )
+    assert keys_in(told) == {"auto", *engines.names()}
 
 
 def test_the_documentation_names_the_defaults():
@@ -194,5 +250,5 @@ def test_the_documentation_names_the_defaults():
         for name, field in NodeConfig.model_fields.items()
         if isinstance(field.default, int | float)
     }
-    assert len(numbers) == 8
+    assert len(numbers) == 9
     assert {name: float(told[name]) for name in numbers} == numbers

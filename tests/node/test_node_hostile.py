@@ -167,6 +167,8 @@ def datasets(rng):
 
 
 BAD_UIDS = (
+    # From the folder of a series up to that of the test, and beyond.
+    *("../" * levels + "escaped" for levels in range(1, 6)),
     "../../../../tmp/x",
     "..\\..\\x",
     "/etc/passwd",
@@ -393,6 +395,8 @@ def assert_nothing_outside(folder):
     """Only files that the node is configured to write, under names that are hashes."""
     assert not list((folder / "work").rglob("*"))
     assert not list((folder / "temporary").rglob("*"))
+    assert not list(folder.rglob("*escaped*"))
+    assert not list(folder.parent.glob("*escaped*"))
     known = {"node", "work", "temporary", "config.pickle", "output", "log"}
     assert {path.name for path in folder.iterdir()} == known
     own = re.compile(
@@ -400,4 +404,4 @@ def assert_nothing_outside(folder):
     )
     for path in (folder / "node").rglob("*"):
         name = str(path.relative_to(folder / "node"))
-        assert own.fullmatch(name) or name in ("secret", "lock"), name
+        assert own.fullmatch(name) or name in ("secret", "lock", "uploads"), name

@@ -1,9 +1,11 @@
 """What names a patient is in the images alone: not in log, journal, audit, metrics or addresses."""
 
+import io
 import json
 import re
 import struct
 import time
+import zipfile
 from collections import Counter
 
 import httpx
@@ -13,13 +15,9 @@ from pydicom import Dataset, uid
 from pynetdicom.sop_class import CTImageStorage
 from raw_dicom import Caller, accepted, encoded, request
 from small_node import ROOT, Archive, archive_at, ct, free_port, node_config, quick_retries, send
-from small_page import served
 
-from cddnet.node.access import Access
-from cddnet.node.http import app
 from cddnet.node.journal import Journal
 from cddnet.node.metrics import NodeMetrics
-from cddnet.node.views import NodeSources
 
 MARK = "zqxmark"
 DAY = "19310307"
@@ -101,14 +99,21 @@ def test_nothing_of_a_header_is_outside_the_image_store(tmp_path):
         ]
         log = tmp_path / "log"
         config = node_config(
-            tmp_path / "node", destinations, rules=rules, log_file=log, timeout_s=3
+            tmp_path / "node",
+            destinations,
+            rules=rules,
+            log_file=log,
+            timeout_s=3,
+            http={"port": free_port()},
         )
-        with running_node(config, tmp_path) as node:
+        with running_node(config, tmp_path, page=True) as node:
             whole_run(node.port)
+            answers = [*uploads(config.http.port)]
             until = time.monotonic() + 60
             while states(config) != {"failed": 1, "ignored": 1, "refused": 2}:
                 assert time.monotonic() < until, states(config)
                 time.sleep(0.2)
+            answers += asked(f"http://127.0.0.1:{config.http.port}", config)
         seen = b"".join(archive.objects.values())
     inside = b"".join(path.read_bytes() for path in (tmp_path / "node").rglob("*.dcm"))
     assert traces(inside, uids=True), "the markers are in the images"
@@ -125,6 +130,7 @@ def test_nothing_of_a_header_is_outside_the_image_store(tmp_path):
         assert not traces(str(path.relative_to(tmp_path)).encode(), uids=True)
     for path in (path for box in store for path in box.rglob("*")):
         assert not traces(str(path.relative_to(tmp_path)).encode(), uids=True)
+    assert not traces("\n".join(answers).encode(), uids=True)
     assert not traces(told(config).encode(), uids=True)
 
 
@@ -162,6 +168,25 @@ def whole_run(port):
         caller.say(content[:2000])
 
 
+def uploads(port):
+    """What the page says to files that are taken, and refused, under names that tell much."""
+    images = {"taken": marked(0, 1), "refused": marked(0, 6, Rows=60000, Columns=60000)}
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as made:
+        for name, image in images.items():
+            content = io.BytesIO()
+            image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID
+            image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+            image.save_as(content, enforce_file_format=True)
+            made.writestr(f"{MARK}/{name}_{DAY}.dcm", content.getvalue())
+        made.writestr(f"{MARK}.txt", MARK)
+    for body, taken in ((held.getvalue(), 1), (f"{MARK} {DAY}".encode(), 0), (b"PK\x03\x04", None)):
+        address = f"http://127.0.0.1:{port}/api/upload"
+        answer = httpx.post(address, content=body, trust_env=False, timeout=20)
+        assert answer.json().get("taken") == taken, answer.text
+        yield f"{answer.headers} {answer.text}"
+
+
 def states(config):
     journal = Journal(config.folder / "journal.sqlite")
     try:
@@ -170,20 +195,31 @@ def states(config):
         journal.close()
 
 
-def told(config):
-    """All that a person or a program may ask the node: queue, audit, metrics and the page."""
+def asked(address, config):
+    """Answers of the page to all that may be asked of it, images aside."""
+    journal = Journal(config.folder / "journal.sqlite")
+    try:
+        rows = journal.queue()
+    finally:
+        journal.close()
+    keys = [key for row in rows for output in row.outputs for key in output.versions]
+    assert keys
+    places = [f"/api/series/{row.key}" for row in rows] + [f"/api/pairs/{key}" for key in keys]
+    for place in (*places, "/health", "/metrics", "/api/queue", "/api/session"):
+        answer = httpx.get(address + place, trust_env=False, timeout=20)
+        assert answer.status_code == 200, answer.text
+        yield f"{answer.url} {answer.headers} {answer.text}"
+    for key in keys:
+        name = httpx.get(f"{address}/api/download/{key}.zip", trust_env=False, timeout=20)
+        with zipfile.ZipFile(io.BytesIO(name.content)) as got:
+            yield f"{name.headers} {got.namelist()} {[item.date_time for item in got.infolist()]}"
 
+
+def told(config):
+    """All that a program may ask the journal, and its figures."""
     journal = Journal(config.folder / "journal.sqlite")
     try:
         metrics = NodeMetrics(journal, config).text().decode()
-        page = app(NodeSources(journal, config.folder, None), Access(), metrics=lambda: metrics)
-        answers = []
-        places = [f"/api/series/{row.key}" for row in journal.queue()]
-        with served(page) as address:
-            for place in (*places, "/health", "/metrics", "/api/queue"):
-                answers.append(httpx.get(address + place, trust_env=False))
-        assert {answer.status_code for answer in answers} == {200}
-        texts = [f"{answer.url} {answer.headers} {answer.text}" for answer in answers]
-        return "\n".join([*texts, json.dumps(journal.audit(1000)), repr(journal.queue())])
+        return "\n".join([metrics, json.dumps(journal.audit(1000)), repr(journal.queue())])
     finally:
         journal.close()

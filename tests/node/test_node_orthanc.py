@@ -1,99 +1,35 @@
 """End to end with real peers: storescu of dcmtk, the node, Orthanc, and dciodvfy."""
 
-import json
-import subprocess
-import time
 from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
-from pydicom import dcmread
-from small_node import archive_at, free_port, node_config, quick_retries
+from orthanc_peer import Orthanc, dicomweb_plugin
+from pydicom import dcmread, uid
+from pynetdicom import AE
+from pynetdicom.sop_class import CTImageStorage
+from small_node import archive_at, free_port, node_config, quick_retries, shifted, until
 
 from cddnet.node.service import Node
-from peers import complaints, peer, require
+from peers import complaints, peer
 
 DEMO = Path(__file__).parents[2] / "src" / "cddnet" / "data" / "demo" / "series"
-PLUGINS = (Path("/usr/share/orthanc/plugins"), Path("/usr/lib/orthanc"))
 pytestmark = [
     pytest.mark.net,
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 
-def dicomweb_plugin():
-    found = [path for folder in PLUGINS for path in folder.glob("libOrthancDicomWeb.so*")]
-    return found[0] if found else None
-
-
-class Orthanc:
-    """A running one. node_port: where it tells what it committed to."""
-
-    def __init__(self, folder, node_port):
-        self.port, self.http = free_port(), free_port()
-        plugin = dicomweb_plugin()
-        self.config = {
-            "StorageDirectory": str(folder / "orthanc"),
-            "IndexDirectory": str(folder / "orthanc"),
-            "DicomPort": self.port,
-            "DicomAet": "ARCHIVE",
-            "HttpPort": self.http,
-            "RemoteAccessAllowed": False,
-            "AuthenticationEnabled": False,
-            "Plugins": [str(plugin)] if plugin else [],
-            "DicomModalities": {
-                "node": {
-                    "AET": "CDDNET",
-                    "Host": "127.0.0.1",
-                    "Port": node_port,
-                    "AllowStorageCommitment": True,
-                }
-            },
-        }
-        self.file = folder / "orthanc.json"
-
-    def get(self, place):
-        return httpx.get(f"http://127.0.0.1:{self.http}{place}", trust_env=False, timeout=20).json()
-
-    @contextmanager
-    def running(self):
-        require("Orthanc")
-        self.file.write_text(json.dumps(self.config))
-        with self.file.with_suffix(".log").open("wb") as log:
-            process = subprocess.Popen(["Orthanc", str(self.file)], stdout=log, stderr=log)
-        try:
-            until(lambda: self._answers(), process)
-            yield self
-        finally:
-            process.terminate()
-            process.wait(30)
-
-    def _answers(self):
-        try:
-            return bool(self.get("/system"))
-        except httpx.HTTPError:
-            return False
-
-
-def until(condition, process=None, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process is None or process.poll() is None, "the peer ended"
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.1)
-
-
-def scanner_sends(port, files):
+def scanner_sends(port, files, called="CDDNET"):
     # -xt: the demonstration series is JPEG-LS, and goes over as it is.
-    titles = ("-aet", "SCANNER", "-aec", "CDDNET")
+    titles = ("-aet", "SCANNER", "-aec", called)
     sent = peer("storescu", "-xt", *titles, "127.0.0.1", str(port), *files)
     assert sent.returncode == 0, sent.stderr
 
 
-def delivered(node):
-    return Counter(row.state for row in node.station.journal.queue()) == {"done": 1}
+def states(node):
+    return Counter(row.state for row in node.station.journal.queue())
 
 
 def examine(orthanc, files, folder):
@@ -102,9 +38,10 @@ def examine(orthanc, files, folder):
     (study,) = orthanc.get("/studies")
     told = orthanc.get(f"/studies/{study}")
     assert told["MainDicomTags"]["StudyInstanceUID"] == first.StudyInstanceUID
-    (series,) = told["Series"]
-    series = orthanc.get(f"/series/{series}")
-    assert series["MainDicomTags"]["SeriesInstanceUID"] != first.SeriesInstanceUID
+    every = [orthanc.get(f"/series/{name}") for name in told["Series"]]
+    uids = {item["MainDicomTags"]["SeriesInstanceUID"]: item for item in every}
+    assert len(uids[first.SeriesInstanceUID]["Instances"]) == len(files), "the originals stay"
+    (series,) = (item for name, item in uids.items() if name != first.SeriesInstanceUID)
     assert len(series["Instances"]) == len(files)
     sources = set()
     for number, instance in enumerate(series["Instances"]):
@@ -126,32 +63,105 @@ def test_from_storescu_through_the_node_to_orthanc_committed(tmp_path):
     config = node_config(tmp_path / "node", {"pacs": pacs}, dicom_port=dicom_port, quiet_s=1)
     node = Node(config)
     with orthanc.running():
+        scanner_sends(orthanc.port, files, "ARCHIVE")
         node.start()
         try:
             scanner_sends(dicom_port, files)
-            until(lambda: delivered(node))
+            until(lambda: states(node) == {"done": 1}, 120)
             scanner_sends(dicom_port, files[:2])
-            states = node.station.journal.database.rows("SELECT state, count(*) FROM sends")
-            assert [tuple(row) for row in states] == [("committed", len(files))]
+            rows = node.station.journal.database.rows("SELECT state, count(*) FROM sends")
+            assert [tuple(row) for row in rows] == [("committed", len(files))]
             examine(orthanc, files, tmp_path)
         finally:
             assert node.stop()
 
 
-@pytest.mark.skipif(dicomweb_plugin() is None, reason="Orthanc's DICOMweb plug-in is not installed")
 def test_by_stow_rs_to_orthanc(tmp_path):
     files = [str(file) for file in sorted(DEMO.iterdir())]
     dicom_port = free_port()
-    orthanc = Orthanc(tmp_path, dicom_port)
+    orthanc = Orthanc(tmp_path, dicom_port, [dicomweb_plugin()])
     web = {"kind": "dicomweb", "url": f"http://127.0.0.1:{orthanc.http}/dicom-web"}
     destinations = {"web": web | {"timeout_s": 20, "retries": quick_retries(100)}}
     config = node_config(tmp_path / "node", destinations, dicom_port=dicom_port, quiet_s=1)
     node = Node(config)
     with orthanc.running():
+        scanner_sends(orthanc.port, files, "ARCHIVE")
         node.start()
         try:
             scanner_sends(dicom_port, files)
-            until(lambda: delivered(node))
+            until(lambda: states(node) == {"done": 1}, 120)
             examine(orthanc, files, tmp_path)
         finally:
             assert node.stop()
+
+
+def copies(folder, series, count=4):
+    """Slices of the demonstration series under UIDs of another series and study."""
+    folder.mkdir()
+    found = []
+    for number, file in enumerate(sorted(DEMO.iterdir())[:count], 1):
+        image = dcmread(file)
+        image.StudyInstanceUID = f"2.25.99.{series}"
+        image.SeriesInstanceUID = f"2.25.99.{series}.1"
+        image.SOPInstanceUID = f"2.25.99.{series}.1.{number}"
+        image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+        image.save_as(folder / f"{number}.dcm")
+        found.append(str(folder / f"{number}.dcm"))
+    return found
+
+
+def aborted_after(port, file):
+    """A caller that stores an image and then hangs up without a word."""
+    entity = AE("SCANNER")
+    entity.add_requested_context(CTImageStorage, [uid.JPEGLSLossless])
+    link = entity.associate("127.0.0.1", port, ae_title="CDDNET")
+    assert link.send_c_store(file).Status == 0
+    link.abort()
+
+
+@pytest.mark.parametrize("way", ["dicom", "dicomweb"])
+def test_interleaved_aborted_doubled_and_late_slices_end_right_in_orthanc(tmp_path, way):
+    dicom_port = free_port()
+    orthanc = Orthanc(tmp_path, dicom_port, [dicomweb_plugin()] if way == "dicomweb" else [])
+    web = {"kind": "dicomweb", "url": f"http://127.0.0.1:{orthanc.http}/dicom-web"}
+    there = {
+        "dicom": archive_at(orthanc.port, timeout_s=20),
+        "dicomweb": web | {"timeout_s": 20, "retries": quick_retries(100)},
+    }[way]
+    config = node_config(tmp_path / "node", {"pacs": there}, dicom_port=dicom_port, quiet_s=1)
+    node = Node(config, denoise=shifted)
+    one, two = copies(tmp_path / "one", 1), copies(tmp_path / "two", 2)
+    mixed = [file for pair in zip(one, two, strict=True) for file in pair]
+    with orthanc.running():
+        node.start()
+        try:
+            aborted_after(dicom_port, one[0])
+            scanner_sends(dicom_port, mixed[:6])
+            until(lambda: states(node) == {"done": 2}, 120)
+            assert orthanc.get("/statistics")["CountInstances"] == 6
+            early = tags(orthanc)
+            scanner_sends(dicom_port, mixed)
+            until(lambda: orthanc.get("/statistics")["CountInstances"] == 8, 120)
+            until(lambda: states(node) == {"done": 2}, 120)
+        finally:
+            assert node.stop()
+        late = tags(orthanc)
+    assert orthanc_totals(late) == {"2.25.99.1": 4, "2.25.99.2": 4}
+    assert len({series for _, series, _ in late.values()}) == 2
+    assert early.items() <= late.items(), "what was there stays as it is"
+    sources = {source for _, _, source in late.values()}
+    assert sources == {dcmread(file).SOPInstanceUID for file in mixed}
+
+
+def tags(orthanc):
+    """Derived SOP instance UID -> study, series and source of every instance."""
+    found = {}
+    for instance in orthanc.get("/instances"):
+        told = orthanc.get(f"/instances/{instance}/tags?simplify")
+        source = told["SourceImageSequence"][0]["ReferencedSOPInstanceUID"]
+        found[told["SOPInstanceUID"]] = told["StudyInstanceUID"], told["SeriesInstanceUID"], source
+    return found
+
+
+def orthanc_totals(found):
+    return Counter(study for study, _, _ in found.values())

@@ -22,7 +22,7 @@ from pynetdicom.sop_class import (
     MRImageStorage,
     PatientRootQueryRetrieveInformationModelFind,
 )
-from raw_dicom import ABORT, Caller, request
+from raw_dicom import ABORT, Caller, accepted, command, pdata, pdu, request
 from small_node import FAMILY, archive_at, associate, ct, node_config, send, station_at
 
 from cddnet.node import images
@@ -282,6 +282,24 @@ def test_an_aborted_association_keeps_what_was_confirmed(listening):
     assert send(port(station), [ct(1)]) == [0]
 
 
+def test_an_image_that_was_cut_off_leaves_nothing_and_comes_again_whole(listening):
+    """The connection ends, or is aborted, within the image after one that was confirmed."""
+    station = listening()
+    content, name = encode(ct(1), False, True), str(ct(1).SOPInstanceUID)
+    for how in (b"", pdu(ABORT, bytes(4))):
+        with accepted(port(station)) as caller:
+            assert caller.store(encode(ct(0), False, True), str(ct(0).SOPInstanceUID)) == 0
+            caller.say(pdata(command(name), 3) + pdata(content[:-1000], 0) + how)
+        associate(port(station)).release()
+    files = [path for path in (station.config.folder / "inbox").rglob("*") if path.is_file()]
+    assert files == kept(station)
+    assert len(files) == station.journal.counts()["instances"] == 1
+    assert send(port(station), [ct(1)]) == [0]
+    assert {dcmread(path).SOPInstanceUID for path in kept(station)} == {
+        ct(index).SOPInstanceUID for index in range(2)
+    }
+
+
 def test_a_pdu_without_end_costs_no_memory_and_no_place(listening):
     """It announces 4 GB: the connection is closed at once, not after 4 GB."""
     station = listening()
@@ -303,11 +321,9 @@ def _ended(connection):
         return True
 
 
-def test_an_instance_beyond_the_bound_ends_its_association(listening, monkeypatch):
-    monkeypatch.setattr("cddnet.node.receive.MOST_IN_MEMORY_BYTES", 30_000)
-    station = listening()
+def test_an_instance_beyond_the_bound_ends_its_association(listening):
+    station = listening(largest_in_memory_mb=0.03)
     assert send(port(station), [ct(0)]) == [None]
-    monkeypatch.undo()
     assert kept(station) == []
     echo = associate(port(station))
     assert echo.send_c_echo().Status == 0, "what was reserved is given back"

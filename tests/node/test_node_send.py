@@ -4,6 +4,7 @@ import gc
 import json
 import threading
 import time
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import BaseServer
 
@@ -19,6 +20,7 @@ from small_node import (
     send,
     shifted,
     station_at,
+    until,
 )
 
 from cddnet.errors import CddnetError
@@ -247,34 +249,29 @@ def test_a_dicomweb_answer_counts_only_for_what_it_names():
             outcome_of(status, body, sent)
 
 
-def _until(condition, seconds=15):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.02)
-
-
 def test_the_whole_node_from_the_scanner_to_the_archive(tmp_path):
     """Two series, a duplicate, a late slice, a restart; committed on associations of its own."""
-    with Archive() as archive:
+    with Archive() as archive, ExitStack() as ending:
         config = node_config(tmp_path, {"pacs": archive_at(archive.port, commitment=True)})
         node = Node(config, denoise=shifted, surroundings=Surroundings(stream=_null()))
+        # Also where the test fails: what it left running would disturb the next ones.
+        ending.callback(node.stop)
         node.start()
         archive.node_port = node.dicom_port
         with pytest.raises(CddnetError, match="another node"):
             Node(config).start()
         both = [ct(index, series) for index in range(2) for series in (1, 2)]
         assert send(node.dicom_port, [*both, both[0]]) == [0] * 5
-        _until(lambda: node.station.journal.counts().get("done") == 2)
-        assert node.stop(10)
+        until(lambda: node.station.journal.counts().get("done") == 2)
+        assert node.stop(30)
         first = dict(archive.objects)
         assert len(first) == 4
         node.start()
         assert send(node.dicom_port, [ct(2), *both]) == [0] * 5
-        _until(lambda: len(archive.objects) == 5)
-        _until(lambda: node.station.journal.counts().get("done") == 2)
+        until(lambda: len(archive.objects) == 5)
+        until(lambda: node.station.journal.counts().get("done") == 2)
         audit, rows = node.station.journal.audit(), node.station.journal.queue()
-        assert node.stop(10)
+        assert node.stop(30)
         assert set(archive.got.values()) == {1}
         assert {uid: archive.objects[uid] for uid in first} == first
         assert {line["caller"] for line in audit if line["what"] == "decided"} == {"SCANNER"}

@@ -17,4 +17,5 @@ def test_every_accepted_instance_arrives_as_one_object_although_the_node_is_kill
     assert seen.accepted == seen.objects == plan.instances
     assert seen.kills == plan.kills
     assert seen.archive_kills > 0
+    assert seen.archive_down > 0.1
     assert seen.sent_again >= plan.instances // 20 - 4

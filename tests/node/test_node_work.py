@@ -317,6 +317,14 @@ def test_other_weights_make_a_whole_new_series(station, clock):
     for item in derived(station):
         sizes[item.SeriesInstanceUID] = sizes.get(item.SeriesInstanceUID, 0) + 1
     assert sorted(sizes.values()) == [2, 3]
+    (output,) = station.journal.queue()[0].outputs
+    assert list(output.versions.values()) == [3, 2], "the page offers both, the newest first"
+    told = station.journal.versions(output.key)
+    assert [version.key for version in told] == list(output.versions)
+    for version, count in zip(told, (3, 2), strict=True):
+        made = {dcmread(station.images.path(file)).SeriesInstanceUID for file in version.results}
+        assert [sizes[uid] for uid in made] == [count]
+        assert len(version.originals) == 3
 
 
 def test_images_go_after_their_time_and_come_back_the_same(tmp_path, clock):
@@ -334,9 +342,13 @@ def test_images_go_after_their_time_and_come_back_the_same(tmp_path, clock):
     assert cleaner.step() == 4
     assert list(config.folder.rglob("*.dcm")) == []
     assert station.images.used_bytes() == 0
+    (row,) = station.journal.queue()
+    assert (row.state, row.removed, row.outputs[0].versions) == ("done", True, {})
+    assert station.journal.versions(row.outputs[0].key) == []
     received(station, [ct(1), ct(0)])
     worked(station, clock)
     assert results(station) == before
+    assert not station.journal.queue()[0].removed
     station.close()
 
 
@@ -361,7 +373,7 @@ def test_the_real_network_is_the_one_of_the_command_line(station, clock, tmp_pat
     worked(station, clock, denoise_output)
     (by_node,) = derived(station)
     (file,) = (station.config.folder / "inbox").rglob("*.dcm")
-    options = DenoiseOptions(model="cddnet", strength=1.0)
+    options = DenoiseOptions(model="default", strength=1.0)
     denoise_file(file, tmp_path / "out.dcm", options, lambda done, total: None)
     by_command = dcmread(tmp_path / "out.dcm")
     assert by_node.PixelData == by_command.PixelData

@@ -10,7 +10,18 @@ import zipfile
 
 import numpy as np
 import pytest
-from small_page import DEMO, KEY, OUTPUT, TOKEN, Taker, node_folder, node_sources, write_after
+from small_page import (
+    DEMO,
+    GONE,
+    KEY,
+    OUTPUT,
+    TOKEN,
+    VERSION,
+    Taker,
+    node_folder,
+    node_sources,
+    write_after,
+)
 
 from cddnet.errors import CddnetError, GeometryError
 from cddnet.formats import read_volume
@@ -247,9 +258,11 @@ def test_the_queue_shows_no_patient(client):
     assert "JANE" not in text
     assert "1.2.840" not in text
     rows = client.get("/api/queue").json()
-    assert [row["state"] for row in rows] == ["receiving", "failed", "done"]
+    assert [row["state"] for row in rows] == ["receiving", "failed", "done", "done"]
     assert rows[1]["outputs"][0]["error"] == "cannot read (file) of series (uid); export it again."
-    assert [output["made"] for row in rows for output in row["outputs"]] == [False, True]
+    shown = [output["versions"] for row in rows for output in row["outputs"]]
+    assert shown == [[], [{"key": VERSION, "objects": 12}], []]
+    assert [row["removed"] for row in rows] == [False, False, False, True]
     assert 95 < rows[2]["age_s"] < 200
     assert client.get(f"/api/series/{KEY}").json()["key"] == KEY
     assert client.get("/api/series/other").status_code == 404
@@ -423,11 +436,59 @@ def test_two_local_series_have_a_viewer_and_no_queue(folder):
 
 def test_an_open_pair_grows_with_late_slices(folder):
     sources = node_sources(folder)
-    every = sources._journal.slices(KEY)
-    sources._journal.slices = lambda key: every[:5]
+    (every,) = sources._journal.versions(OUTPUT)
+    part = every._replace(results=every.results[:5])
+    sources._journal.versions = lambda key: [part]
     assert isinstance(sources, NodeSources)
     first = sources.open(OUTPUT)
+    assert first.manifest().slices == 5
     assert sources.open(OUTPUT) is first
     assert sources.pair(OUTPUT) is first
-    sources._journal.slices = lambda key: every
-    assert sources.open(OUTPUT) is not first
+    sources._journal.versions = lambda key: [every]
+    assert sources.open(OUTPUT).manifest().slices == 12
+
+
+def test_results_made_in_two_ways_are_told_apart_though_they_lie_in_one_folder(tmp_path):
+    """After an update of the weights, a late slice has all slices made again beside the old."""
+    sources = node_sources(node_folder(tmp_path))
+    client = TestClient(app(sources, Access()), base_url=HERE)
+    (old,) = sources._journal.versions(OUTPUT)
+    write_after(tmp_path / "outbox" / "other", label="sharper", shift_hu=40)
+    names = []
+    for file in sorted((tmp_path / "outbox" / "other").iterdir()):
+        names.append(f"outbox/a/new-{file.name}")
+        file.rename(tmp_path / names[-1])
+    new = old._replace(key=f"{OUTPUT}-11112222", results=tuple(names))
+    sources._journal.versions = lambda key: [new, old]
+    shown = {
+        key: np.frombuffer(client.get(f"/api/pairs/{key}/after/3").content, "<i2")
+        for key in (OUTPUT, new.key, old.key)
+        if client.get(f"/api/pairs/{key}").json()["slices"] == 12
+    }
+    assert np.array_equal(shown[OUTPUT], shown[new.key]), "without a choice it is the newest"
+    change = shown[new.key].astype(int) - shown[old.key]
+    assert np.median(change) == 40
+    for version in (new, old):
+        with zipfile.ZipFile(
+            io.BytesIO(client.get(f"/api/download/{version.key}.zip").content)
+        ) as got:
+            files = {(tmp_path / name).read_bytes() for name in version.results}
+            assert {got.read(name) for name in got.namelist()} == files
+
+
+def test_what_was_removed_after_its_time_is_said_to_be(client):
+    for path in (f"/api/pairs/{GONE}-1", f"/api/download/{GONE}-1-0badcafe.zip"):
+        answer = client.get(path)
+        assert (answer.status_code, "removed after their time" in answer.text) == (410, True)
+    assert client.get(f"/api/series/{GONE}").json()["removed"]
+
+
+def test_without_its_originals_a_result_can_still_be_downloaded(tmp_path):
+    sources = node_sources(node_folder(tmp_path))
+    client = TestClient(app(sources, Access()), base_url=HERE)
+    (every,) = sources._journal.versions(OUTPUT)
+    (tmp_path / "inbox" / "a" / "0003.dcm").unlink()
+    sources._journal.versions = lambda key: [every]
+    answer = client.get(f"/api/pairs/{OUTPUT}")
+    assert (answer.status_code, "download it" in answer.text) == (410, True)
+    assert client.get(f"/api/download/{OUTPUT}.zip").status_code == 200

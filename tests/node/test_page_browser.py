@@ -4,12 +4,13 @@ import base64
 import io
 import os
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from small_page import DEMO, KEY, OUTPUT, TOKEN, node_folder, node_sources, served
+from small_page import DEMO, OUTPUT, TOKEN, VERSION, node_folder, node_sources, served
 
 from cddnet.formats import read_volume
 from cddnet.intensity.window import to_grey
@@ -34,14 +35,13 @@ PIXELS = "(id) => document.querySelector(`#${id} canvas`).toDataURL('image/png')
 NEXT_PAINTED = """() => { window.next = new Promise((done) => stage.addEventListener(
   "painted", () => done(Number(stage.dataset.ms)), { once: true })); }"""
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium"),
-]
+pytestmark = pytest.mark.net
 
 
 @pytest.fixture(scope="module")
 def browser():
+    if not CHROMIUM.exists():
+        pytest.fail(f"{CHROMIUM} is not installed; tests marked net need it")
     with sync_api.sync_playwright() as play:
         launched = play.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
         yield launched
@@ -332,7 +332,10 @@ def test_pages_fit_and_are_pictured(viewer, watched, tmp_path_factory, width):
 def test_the_queue_retries_uploads_and_downloads(watched):
     page = watched("/")
     page.wait_for_selector("#series:not([hidden])")
-    assert page.locator("#series tbody tr").count() == 3
+    assert page.locator("#series tbody tr").count() == 4
+    removed = page.locator("tr:has-text('images removed after their time')")
+    assert "archive: all sent" in removed.inner_text()
+    assert removed.locator("a").count() == 0
     with page.expect_response(lambda answer: answer.url.endswith(f"/{'b' * 16}/retry")) as told:
         page.click("button:has-text('Retry')")
     assert told.value.status == 200
@@ -341,7 +344,24 @@ def test_the_queue_retries_uploads_and_downloads(watched):
     assert "1 not taken" in page.inner_text("#upload-problems")
     with page.expect_download() as download:
         page.click("a:has-text('Download')")
-    assert download.value.suggested_filename == f"denoised-{KEY}-0.zip"
+    assert download.value.suggested_filename == f"denoised-{VERSION}.zip"
+
+
+def test_a_result_that_was_made_twice_is_offered_twice(browser, tmp_path):
+    sources = node_sources(node_folder(tmp_path))
+    done = sources._journal.rows[0]
+    twice = replace(done.outputs[0], versions={f"{OUTPUT}-11112222": 12, VERSION: 11})
+    sources._journal.rows = [replace(done, outputs=(twice,))]
+    with served(app(sources, Access())) as url:
+        page = browser.new_page()
+        page.goto(url)
+        page.wait_for_selector("#series:not([hidden])")
+        links = page.locator("a:has-text('View')")
+        assert links.all_inner_texts() == ["View newest (12)", "View older (11)"]
+        assert links.nth(1).get_attribute("href") == f"/view#{VERSION}"
+        links.nth(1).click()
+        page.wait_for_selector("#stage[data-painted='6']")
+        page.close()
 
 
 def test_the_token_is_asked_and_let_in(browser, tmp_path):

@@ -68,6 +68,24 @@ def test_a_truncated_file_is_refused(tmp_path, station, receiver):
     assert station.journal.queue() == []
 
 
+def test_an_upload_that_would_fill_the_memory_is_refused(tmp_path):
+    path = saved(tmp_path)
+    size_mb = path.stat().st_size / 1e6
+    for largest_mb, taken in ((1.9 * size_mb, False), (2.1 * size_mb, True)):
+        told = {"largest_in_memory_mb": largest_mb}
+        station = station_at(node_config(tmp_path / f"{taken}", **told))
+        receiver = Receiver(station, lambda event: (0, None))
+        # Again: what was reserved is given back.
+        for _ in range(3):
+            if taken:
+                receiver.take_file(path)
+            else:
+                with pytest.raises(FormatError, match="memory"):
+                    receiver.take_file(path)
+        assert len(station.journal.queue()) == taken
+        station.close()
+
+
 def test_the_page_of_a_node_answers_and_takes_uploads(tmp_path, station, receiver):
     web = Web(station.config, station, receiver)
     try:

@@ -25,6 +25,10 @@ def _web(remote: Remote) -> Iterator[Any]:
     with requests.Session() as session:
         # No proxy and no password out of the environment: to the archive as written, or nowhere.
         session.trust_env = False
+        if remote.tls is not None:
+            session.verify = str(remote.tls.ca) if remote.tls.ca else True
+            if remote.tls.certificate is not None and remote.tls.key is not None:
+                session.cert = (str(remote.tls.certificate), str(remote.tls.key))
         headers = {}
         if remote.token_file is not None:
             headers["Authorization"] = f"Bearer {read_token(remote.token_file)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -15,7 +15,10 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cddnet.errors import CddnetError
+from cddnet.node.vocabulary import Event
 
+# What the log is told: event, reason or "", address of the visitor.
+Told = Callable[[Event, str, str], None]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 COOKIE = "cddnet_session"
 SESSION_S = 12 * 3600
@@ -24,6 +27,7 @@ MOST_BODY_BYTES = 64 * 1024
 UPLOAD = "/api/upload"
 _OPEN = ("/api/login", "/api/session")
 _FORBIDDEN_SITES = ("cross-site", "same-site")
+_REASONS = {401: "token", 403: "origin", 421: "host"}
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -107,8 +111,8 @@ def _name(host: str) -> str | None:
 class Guard:
     """Middleware: refuses what `Access` refuses, bounds bodies, adds headers to every answer."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
-        self._app, self._access = app, access
+    def __init__(self, app: ASGIApp, access: Access, told: Told) -> None:
+        self._app, self._access, self._told = app, access, told
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -131,6 +135,8 @@ class Guard:
             await self._app(scope, receive, answer)
             return
         status, reason = refusal
+        client = scope.get("client") or ("", 0)
+        self._told("request_refused", _REASONS.get(status, "too_large"), client[0])
         extra: Mapping[str, str] = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
         response = JSONResponse({"detail": reason}, status, headers=extra)
         await response(scope, receive, answer)

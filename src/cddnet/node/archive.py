@@ -26,6 +26,7 @@ from cddnet.node._archive_scan import roots_of, scan
 from cddnet.node._archive_series import SERIES, SPOOL, Recipe, Task
 from cddnet.node.archive_pace import Pace
 from cddnet.node.archive_query import Query, find, is_query, parse_query
+from cddnet.node.parts import ClientTls
 from cddnet.runtime import store
 
 DASK = ".dask"
@@ -39,7 +40,8 @@ class ArchiveOptions:
     (`https://host/dicom-web?StudyDate=...`, `dicom://TITLE@host:port?...`).  out: a new folder, or
     one that was begun, which goes on.  workers: processes with one thread each; 0: this process.
     scheduler: of a real Dask cluster.  attempts: at one series, `retry_s` apart at first.
-    created: the date in the headers; default: the first run.  calling: our AE title.
+    created: the date in the headers; default: the first run.  calling: our AE title.  tls: of
+    https and dicoms addresses.
     """
 
     source: str
@@ -56,6 +58,7 @@ class ArchiveOptions:
     created: datetime | None = None
     calling: str = "CDDNET"
     token_file: Path | None = None
+    tls: ClientTls | None = None
 
 
 class Progress(NamedTuple):
@@ -85,7 +88,12 @@ def archive(options: ArchiveOptions, progress: Show) -> Report:
     query = None
     roots: tuple[Path, ...] = ()
     if is_query(options.source):
-        query = parse_query(options.source, calling=options.calling, token_file=options.token_file)
+        query = parse_query(
+            options.source,
+            calling=options.calling,
+            token_file=options.token_file,
+            tls=options.tls,
+        )
     else:
         roots = roots_of(Path(options.source))
     with _opened(options.out) as manifest:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from cddnet.errors import CddnetError
+from cddnet.node.parts import ClientTls
+from cddnet.node.tls import client_tls
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -38,7 +40,8 @@ class QueryError(CddnetError):
 class Remote:
     """Another archive. url: of DICOMweb; or host, port and titles of its DICOM port.
 
-    token_file: holds a bearer token.
+    token_file: holds a bearer token.  tls: of https and of the DICOM port; None: https with the
+    authorities of the system, a DICOM port without TLS.
     """
 
     kind: Literal["dicomweb", "dicom"]
@@ -48,11 +51,13 @@ class Remote:
     called: str = ""
     calling: str = "CDDNET"
     token_file: Path | None = None
+    tls: ClientTls | None = None
 
     @property
     def address(self) -> str:
         """Which archive this is, without what is asked of it."""
-        return self.url or f"dicom://{self.called}@{self.host}:{self.port}"
+        scheme = "dicom" if self.tls is None else "dicoms"
+        return self.url or f"{scheme}://{self.called}@{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,14 +71,22 @@ class Query:
 
 def is_query(source: str) -> bool:
     """Whether a source is an address, and no folder or list."""
-    return source.startswith(("http://", "https://", "dicom://"))
+    return source.startswith(("http://", "https://", "dicom://", "dicoms://"))
 
 
-def parse_query(source: str, *, calling: str = "CDDNET", token_file: Path | None = None) -> Query:
-    """`https://host/dicom-web?StudyDate=20240101-20240131` or `dicom://TITLE@host:104?...`.
+def parse_query(
+    source: str,
+    *,
+    calling: str = "CDDNET",
+    token_file: Path | None = None,
+    tls: ClientTls | None = None,
+) -> Query:
+    """`https://host/dicom-web?StudyDate=20240101-20240131`, `dicom://TITLE@host:104?...`, or
+    `dicoms://` in its place, which is TLS.
 
-    Raises CddnetError for an address that lacks a part, or a key that is not listed: whom a series
-    is of is no choice for a command line, which others can see.
+    tls: for https and dicoms; None: the authorities of the system.  Raises CddnetError for an
+    address that lacks a part, or a key that is not listed: whom a series is of is no choice for a
+    command line, which others can see.
     """
     parts = urlsplit(source)
     try:
@@ -87,11 +100,18 @@ def parse_query(source: str, *, calling: str = "CDDNET", token_file: Path | None
         raise CddnetError(f"query: {unknown[0]} cannot be asked for; choose among {known}.")
     studies = {key: value for key, value in asked.items() if key in STUDY_KEYS}
     series = {key: value for key, value in asked.items() if key in SERIES_KEYS}
-    if parts.scheme == "dicom":
+    if tls is not None and parts.scheme not in ("https", "dicoms"):
+        raise CddnetError(f"query: {parts.scheme}:// knows no TLS; write https:// or dicoms://.")
+    if parts.scheme in ("dicom", "dicoms"):
         if not (parts.hostname and parts.username and port):
             raise CddnetError("query: expected dicom://TITLE@host:port, with title and port.")
         remote = Remote(
-            kind="dicom", host=parts.hostname, port=port, called=parts.username, calling=calling
+            kind="dicom",
+            host=parts.hostname,
+            port=port,
+            called=parts.username,
+            calling=calling,
+            tls=(tls or ClientTls()) if parts.scheme == "dicoms" else None,
         )
     else:
         if not parts.hostname or parts.username or parts.password:
@@ -100,7 +120,7 @@ def parse_query(source: str, *, calling: str = "CDDNET", token_file: Path | None
                 "file of a token."
             )
         url = urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
-        remote = Remote(kind="dicomweb", url=url, token_file=token_file)
+        remote = Remote(kind="dicomweb", url=url, token_file=token_file, tls=tls)
     return Query(remote=remote, studies=studies, series=series)
 
 
@@ -146,7 +166,13 @@ def _associated(remote: Remote, contexts: list[Any], **options: Any) -> Iterator
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = TIMEOUT_S
     entity.connection_timeout = TIMEOUT_S
     entity.requested_contexts = contexts
-    association = entity.associate(remote.host, remote.port, ae_title=remote.called, **options)
+    association = entity.associate(
+        remote.host,
+        remote.port,
+        ae_title=remote.called,
+        tls_args=None if remote.tls is None else (client_tls(remote.tls), remote.host),
+        **options,
+    )
     if not association.is_established:
         why = "refused this caller" if association.is_rejected else "did not answer"
         raise QueryError(f"the archive {why}; check address, port and both AE titles.")
@@ -194,7 +220,7 @@ def _fetch_dicom(remote: Remote, study_uid: str, series_uid: str, folder: Path) 
         StudyRootQueryRetrieveInformationModelGet as Model,
     )
 
-    from cddnet.node.receive import SYNTAXES
+    from cddnet.node.intake import SYNTAXES
 
     kinds = (CTImageStorage, EnhancedCTImageStorage)
     files: list[Path] = []

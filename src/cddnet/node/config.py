@@ -90,6 +90,9 @@ class NodeConfig(Part):
     maximum_pdu: int = Field(131_072, ge=4096, le=2**24, description="bytes of a received PDU")
     maximum_associations: int = Field(16, ge=1, description="at the same time; more are refused")
     timeout_s: float = Field(60.0, gt=0, description="after which a silent caller is let go")
+    largest_in_memory_mb: float = Field(
+        1000.0, gt=0, description="of images on their way in, all callers together, 10^6 bytes"
+    )
     folder: Path = Field(description="holds images, journal, audit and secret; for this user alone")
     quiet_s: float = Field(
         60.0, gt=0, description="without a new slice, after which a series starts"

@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field
 
 from cddnet import __version__
 from cddnet.errors import CddnetError
-from cddnet.node.access import COOKIE, SESSION_S, UPLOAD, Access, Guard
+from cddnet.node.access import COOKIE, SESSION_S, UPLOAD, Access, Guard, Told
 from cddnet.node.pairs import Manifest, Sources, plain
 from cddnet.node.uploads import (
     Limits,
@@ -79,10 +79,11 @@ def app(
     *,
     metrics: Callable[[], str] | None = None,
     limits: Limits | None = None,
+    told: Told = lambda event, reason, peer: None,
 ) -> FastAPI:
     """The page over `sources`; queue, retry, upload and download where these are a node's.
 
-    metrics: text for Prometheus.
+    metrics: text for Prometheus.  told: hears what was refused and done, for the log.
     """
     page = FastAPI(
         title="cddnet",
@@ -91,13 +92,19 @@ def app(
         redoc_url=None,
         openapi_url="/api/openapi.json",
     )
-    page.add_middleware(Guard, access=access)
-    page.add_exception_handler(CddnetError, _in_words)
-    _add_entry(page, sources, access)
+    page.add_middleware(Guard, access=access, told=told)
+
+    async def in_words(request: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, UploadRefused):
+            told("request_refused", error.reason, _peer(request))
+        return JSONResponse({"detail": plain(str(error))}, getattr(error, "status", 409))
+
+    page.add_exception_handler(CddnetError, in_words)
+    _add_entry(page, sources, access, told)
     _add_slices(page, sources)
     if isinstance(sources, NodeSources):
-        _add_queue(page, sources)
-        _add_exchange(page, sources, limits or Limits())
+        _add_queue(page, sources, told)
+        _add_exchange(page, sources, limits or Limits(), told)
     if metrics is not None:
 
         @page.get("/metrics", response_class=PlainTextResponse, responses=_refusals())
@@ -107,11 +114,11 @@ def app(
     return page
 
 
-async def _in_words(_: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"detail": plain(str(error))}, getattr(error, "status", 409))
+def _peer(request: Request) -> str:
+    return request.client.host if request.client else ""
 
 
-def _add_entry(page: FastAPI, sources: Sources, access: Access) -> None:
+def _add_entry(page: FastAPI, sources: Sources, access: Access, told: Told) -> None:
     files = {
         entry.name: entry.read_bytes()
         for entry in (resources.files("cddnet") / "node" / "page").iterdir()
@@ -152,6 +159,7 @@ def _add_entry(page: FastAPI, sources: Sources, access: Access) -> None:
     async def _login(login: Login, request: Request) -> Response:
         session = access.session(login.token)
         if session is None:
+            told("login_refused", "token", _peer(request))
             await asyncio.sleep(_WRONG_TOKEN_WAIT_S)
             raise HTTPException(401, "the token is wrong", {"WWW-Authenticate": "Bearer"})
         response = Response(status_code=204)
@@ -173,7 +181,7 @@ def _add_entry(page: FastAPI, sources: Sources, access: Access) -> None:
 
 
 def _add_slices(page: FastAPI, sources: Sources) -> None:
-    @page.get("/api/pairs/{key}", responses=_refusals(404, 409))
+    @page.get("/api/pairs/{key}", responses=_refusals(404, 409, 410))
     def _manifest(key: Key) -> Manifest:
         try:
             return sources.open(key).manifest()
@@ -185,7 +193,7 @@ def _add_slices(page: FastAPI, sources: Sources) -> None:
         response_class=Response,
         responses={
             200: {"content": {"application/octet-stream": {}}},
-            **_refusals(404, 409),
+            **_refusals(404, 409, 410),
         },
     )
     def _slice(key: Key, layer: Key, index: Index) -> Response:
@@ -196,7 +204,7 @@ def _add_slices(page: FastAPI, sources: Sources) -> None:
         return Response(stored, media_type="application/octet-stream")
 
 
-def _add_queue(page: FastAPI, sources: NodeSources) -> None:
+def _add_queue(page: FastAPI, sources: NodeSources, told: Told) -> None:
     @page.get("/api/queue", responses=_refusals())
     def _queue() -> list[SeriesView]:
         return sources.queue()
@@ -209,14 +217,16 @@ def _add_queue(page: FastAPI, sources: NodeSources) -> None:
         raise HTTPException(404, "there is no such series (any more)")
 
     @page.post("/api/series/{key}/retry", responses=_refusals(404, 413))
-    def _retry(key: Key) -> dict[str, bool]:
+    def _retry(key: Key, request: Request) -> dict[str, bool]:
         try:
-            return {"retried": sources.retry(key)}
+            again = sources.retry(key)
+            told("retried", "", _peer(request))
+            return {"retried": again}
         except KeyError:
             raise HTTPException(404, "there is no such series (any more)") from None
 
 
-def _add_exchange(page: FastAPI, sources: NodeSources, limits: Limits) -> None:
+def _add_exchange(page: FastAPI, sources: NodeSources, limits: Limits, told: Told) -> None:
     places = asyncio.Semaphore(limits.at_once)
 
     @page.post(
@@ -240,17 +250,20 @@ def _add_exchange(page: FastAPI, sources: NodeSources, limits: Limits) -> None:
         async with places:
             with upload_folder(sources.folder) as folder:
                 await save_body(request.stream(), folder / "body", limits)
-                return await asyncio.to_thread(take_upload, folder / "body", sources.take, limits)
+                result = await asyncio.to_thread(take_upload, folder / "body", sources.take, limits)
+        told("uploaded", "", _peer(request))
+        return result
 
     @page.get(
         "/api/download/{key}.zip",
         response_class=StreamingResponse,
-        responses={200: {"content": {"application/zip": {}}}, **_refusals(404)},
+        responses={200: {"content": {"application/zip": {}}}, **_refusals(404, 410)},
     )
-    def _download(key: Key) -> StreamingResponse:
+    def _download(key: Key, request: Request) -> StreamingResponse:
         try:
             files = sources.results(key)
         except KeyError:
             raise HTTPException(404, "there is no such result (any more)") from None
+        told("downloaded", "", _peer(request))
         name = {"Content-Disposition": f'attachment; filename="denoised-{key}.zip"'}
         return StreamingResponse(zipped(files), media_type="application/zip", headers=name)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cddnet.node import overview
 from cddnet.node.database import Database
-from cddnet.node.records import Arrival, Due, End, Instance, Job, Made, SeriesRow
+from cddnet.node.records import Arrival, Due, End, Instance, Job, Made, SeriesRow, Version
 from cddnet.node.secret import Pseudonyms
 
 
@@ -264,9 +264,9 @@ class Journal:
         """Series by state, and all `instances` and `objects`."""
         return overview.counts(self.database)
 
-    def slices(self, key: str) -> list[tuple[str, dict[str, str]]]:
-        """(File of the original, output key -> file of the result) per instance of a series."""
-        return overview.slices(self.database, key)
+    def versions(self, output_key: str) -> list[Version]:
+        """Every way in which an output was made, the newest first; none: no object is there."""
+        return overview.versions(self.database, output_key)
 
     def _sources(self, series_uid: str) -> tuple[tuple[str, str], ...]:
         found = self.database.rows(

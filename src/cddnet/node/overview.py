@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from cddnet.node.database import Database
-from cddnet.node.records import OutputRow, SeriesRow
+from cddnet.node.records import ENHANCED_CT, OutputRow, SeriesRow, Version
 
 # The first that holds of any output is the state of the series.
 ORDER = ("failed", "processing", "waiting", "sending", "refused", "done")
 SENT = ("sent", "committed")
+RECIPE_DIGITS = 8
 
 
 def series_rows(database: Database) -> list[SeriesRow]:
@@ -28,11 +29,27 @@ def series_rows(database: Database) -> list[SeriesRow]:
     ):
         to = sends.setdefault(row["output_key"], {}).setdefault(row["destination"], Counter())
         to[_column(row["state"])] += row["n"]
-    outputs: dict[str, list[sqlite3.Row]] = {}
+    versions: dict[str, dict[str, int]] = {}
+    for row in database.rows(
+        "SELECT output_key, recipe, count(*) AS n FROM objects GROUP BY 1, 2 "
+        "ORDER BY max(made_at) DESC, recipe"
+    ):
+        versions.setdefault(row["output_key"], {})[_version_key(row)] = row["n"]
+    outputs: dict[str, list[OutputRow]] = {}
+    progress: dict[str, Counter[str]] = {}
     for row in database.rows("SELECT * FROM outputs ORDER BY series_uid, place"):
-        outputs.setdefault(row["series_uid"], []).append(row)
+        key, series_uid = row["output_key"], row["series_uid"]
+        told = _output(row, sends.get(key, {}), versions.get(key, {}))
+        outputs.setdefault(series_uid, []).append(told)
+        counted = progress.setdefault(series_uid, Counter())
+        counted.update(done=row["done"], total=row["total"])
     return [
-        _series(row, outputs.get(row["series_uid"], []), sends, received.get(row["series_uid"], 0))
+        _series(
+            row,
+            tuple(outputs.get(row["series_uid"], ())),
+            progress.get(row["series_uid"], Counter()),
+            received.get(row["series_uid"], 0),
+        )
         for row in database.rows("SELECT * FROM series ORDER BY first_at DESC, key")
     ]
 
@@ -47,24 +64,38 @@ def counts(database: Database) -> dict[str, int]:
     }
 
 
-def slices(database: Database, key: str) -> list[tuple[str, dict[str, str]]]:
-    """(file of the original, output key -> file of the result) of the instances of a series.
-
-    A result that was made again in another way is told as it was made last.
-    """
+def versions(database: Database, output_key: str) -> list[Version]:
+    """Every way in which an output was made, the newest first, with the files that are there."""
     found = database.rows(
-        "SELECT i.sop_uid, i.file AS original, o.output_key, o.file AS result "
-        "FROM series AS s JOIN instances AS i USING (series_uid) "
-        "LEFT JOIN objects AS o ON o.source_uid=i.sop_uid "
-        "WHERE s.key=? AND i.purged_at IS NULL ORDER BY i.sop_uid, o.made_at",
-        (key,),
+        "SELECT o.output_key, o.recipe, o.sop_class, o.file AS result, i.file AS original "
+        "FROM objects AS o LEFT JOIN instances AS i "
+        "ON i.sop_uid=o.source_uid AND i.purged_at IS NULL WHERE o.output_key=? "
+        "ORDER BY max(o.made_at) OVER (PARTITION BY o.recipe) DESC, o.recipe, o.source_uid",
+        (output_key,),
     )
-    files: dict[str, tuple[str, dict[str, str]]] = {}
+    classic = database.rows(
+        "SELECT file FROM instances JOIN outputs USING (series_uid) "
+        "WHERE output_key=? AND purged_at IS NULL AND sop_class<>? ORDER BY sop_uid",
+        (output_key, ENHANCED_CT),
+    )
+    made: dict[str, list[sqlite3.Row]] = {}
     for row in found:
-        _, results = files.setdefault(row["sop_uid"], (row["original"], {}))
-        if row["output_key"] is not None:
-            results[row["output_key"]] = row["result"]
-    return list(files.values())
+        made.setdefault(_version_key(row), []).append(row)
+    return [
+        Version(
+            key,
+            # Of classic slices the whole series: a gap in what is made is none in what came.
+            tuple(row["original"] for row in rows if row["original"])
+            if rows[0]["sop_class"] == ENHANCED_CT
+            else tuple(row["file"] for row in classic),
+            tuple(row["result"] for row in rows),
+        )
+        for key, rows in made.items()
+    ]
+
+
+def _version_key(row: sqlite3.Row) -> str:
+    return f"{row['output_key']}-{row['recipe'][:RECIPE_DIGITS]}"
 
 
 def _column(state: str) -> str:
@@ -74,26 +105,23 @@ def _column(state: str) -> str:
 
 
 def _series(
-    row: sqlite3.Row,
-    outputs: Iterable[sqlite3.Row],
-    sends: Mapping[str, Mapping[str, Counter[str]]],
-    received: int,
+    row: sqlite3.Row, outputs: tuple[OutputRow, ...], progress: Counter[str], received: int
 ) -> SeriesRow:
     frozen = json.loads(row["frozen"]) if row["frozen"] else {}
-    told = tuple(_output(item, sends.get(item["output_key"], {})) for item in outputs)
-    errors = [row["reason"], *(output.error for output in told)]
+    errors = [row["reason"], *(output.error for output in outputs)]
     return SeriesRow(
         key=row["key"],
-        state=_state(row["state"], told),
+        state=_state(row["state"], outputs),
         rule=frozen.get("rule") or "",
         received=received,
         expected=row["expected"],
-        done=sum(item["done"] for item in outputs),
-        total=sum(item["total"] for item in outputs),
-        outputs=told,
+        done=progress["done"],
+        total=progress["total"],
+        outputs=outputs,
         first_at=row["first_at"],
         last_at=row["last_at"],
         error=next((error for error in errors if error), ""),
+        removed=row["state"] == "purged",
     )
 
 
@@ -107,7 +135,9 @@ def _state(kept: str, outputs: tuple[OutputRow, ...]) -> str:
     return "complete" if state == "waiting" else state
 
 
-def _output(row: sqlite3.Row, sends: Mapping[str, Counter[str]]) -> OutputRow:
+def _output(
+    row: sqlite3.Row, sends: Mapping[str, Counter[str]], made: Mapping[str, int]
+) -> OutputRow:
     spec = json.loads(row["spec"])
     destinations = {
         name: (found["queued"], found["sent"], found["failed"])
@@ -126,4 +156,5 @@ def _output(row: sqlite3.Row, sends: Mapping[str, Counter[str]]) -> OutputRow:
         error=row["error"],
         attempts=row["attempts"],
         destinations=destinations,
+        versions=made,
     )

@@ -6,79 +6,34 @@ An instance is on the disk and in the journal before its sender is told so.
 from __future__ import annotations
 
 import errno
-import hashlib
 import sqlite3
-import threading
 import time
 from collections.abc import Callable
-from io import BytesIO
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from pydicom import dcmread, uid
+from pydicom import uid
 from pynetdicom import AE, evt
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dsutils import encode_file_meta
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
-    CTImageStorage,
-    EnhancedCTImageStorage,
     StorageCommitmentPushModel,
     Verification,
 )
 
-from cddnet.errors import FormatError
-from cddnet.node.arriving import NOT_AUTHORISED, OUT_OF_RESOURCES, Refused, arriving
+from cddnet.node.arriving import NOT_AUTHORISED, OUT_OF_RESOURCES, Refused
 from cddnet.node.config import ANY_CALLER
 from cddnet.node.images import NodeFull
 from cddnet.node.inflow import Budget, Inflow, guard
+from cddnet.node.intake import KINDS, PREAMBLE, SYNTAXES, Intake, Sent
 from cddnet.node.parts import DicomDestination
-from cddnet.node.records import Instance
 from cddnet.node.station import Station
 from cddnet.node.tls import server_tls
 
 # The library's own type is a union of all that may happen, and would need a cast at each use.
 Happening = Any
 SUCCESS = 0x0000
-PREAMBLE = b"\x00" * 128 + b"DICM"
-# All that formats/ decodes; deflated data sets are left out, for they may unpack to any size.
-SYNTAXES = (
-    uid.ExplicitVRLittleEndian,
-    uid.ImplicitVRLittleEndian,
-    uid.JPEGLSLossless,
-    uid.JPEG2000Lossless,
-    uid.JPEGLosslessSV1,
-    uid.JPEGLossless,
-    uid.RLELossless,
-    uid.HTJ2KLossless,
-    uid.HTJ2KLosslessRPCL,
-    uid.ExplicitVRBigEndian,
-    uid.JPEGLSNearLossless,
-    uid.JPEG2000,
-    uid.HTJ2K,
-    uid.JPEGBaseline8Bit,
-    uid.JPEGExtended12Bit,
-    uid.UID("1.2.840.10008.1.2.4.53"),
-    uid.UID("1.2.840.10008.1.2.4.55"),
-)
-MOST_IN_MEMORY_BYTES = 1 << 30
-LOCKS = 256
+MB = 10**6
 FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-# As their audit calls those who use the page.
-UPLOADED = "UPLOAD"
-KINDS = (CTImageStorage, EnhancedCTImageStorage)
-_GROUP_LENGTH_BYTES = 12
-
-
-class _Sent(NamedTuple):
-    """An instance as it came. announced: its SOP class and UID. head: what its file begins with."""
-
-    caller: str
-    announced: tuple[str, str]
-    syntax: uid.UID
-    head: bytes
-    data: BytesIO
 
 
 class Receiver:
@@ -86,8 +41,9 @@ class Receiver:
 
     def __init__(self, station: Station, on_report: Callable[[Happening], object]) -> None:
         self._station, self._on_report = station, on_report
-        self._budget = Budget(MOST_IN_MEMORY_BYTES)
-        self._locks = tuple(threading.Lock() for _ in range(LOCKS))
+        self._budget = Budget(int(station.config.largest_in_memory_mb * MB))
+        self._intake = Intake(station, self._budget)
+        self.take_file = self._intake.take_file
         self._full = False
         self._server: Any = None
         self._entity = AE(station.config.ae_title)
@@ -211,75 +167,7 @@ class Receiver:
         announced = (str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID))
         syntax = uid.UID(event.context.transfer_syntax)
         head = PREAMBLE + encode_file_meta(event.file_meta)
-        self._accept(_Sent(caller, announced, syntax, head, request.DataSet))
-
-    def take_file(self, file: Path) -> str:
-        """Keep an uploaded DICOM file as if it had been sent; the key of its series.
-
-        Raises: FormatError where it is refused.
-        """
-        try:
-            meta = dcmread(file, stop_before_pixels=True, specific_tags=[]).file_meta
-            announced = (str(meta.MediaStorageSOPClassUID), str(meta.MediaStorageSOPInstanceUID))
-            syntax = uid.UID(meta.TransferSyntaxUID)
-            whole = file.read_bytes()
-            begins = len(PREAMBLE) + _GROUP_LENGTH_BYTES + int(meta.FileMetaInformationGroupLength)
-        except Exception:
-            # Not chained: the library's message may name the patient.
-            raise FormatError("this is no DICOM image; send CT images.") from None
-        if announced[0] not in KINDS or syntax not in SYNTAXES:
-            raise FormatError("this is no CT image in a form that the node reads.")
-        head = PREAMBLE + whole[len(PREAMBLE) : begins]
-        try:
-            uploaded = _Sent(UPLOADED, announced, syntax, head, BytesIO(whole[begins:]))
-            return self._station.journal.name(self._accept(uploaded))
-        except Refused as error:
-            self._station.metrics.refused(error.reason)
-            raise FormatError(f"this image is refused: {error.reason}.") from None
-        except NodeFull as error:
-            raise FormatError("the node is full; make room, or try again later.") from error
-
-    def _accept(self, sent: _Sent) -> str:
-        """Check and keep an instance; the UID of its series.  Raises Refused, NodeFull."""
-        told = arriving(sent.data, sent.syntax, sent.announced)
-        syntax, head = sent.syntax, sent.head
-        with sent.data.getbuffer() as body:
-            digest = hashlib.sha256(syntax.encode())
-            digest.update(body)
-            instance = Instance(
-                sop_uid=told.sop_uid,
-                series_uid=told.series_uid,
-                sop_class=told.sop_class,
-                file=self._station.images.inbox(told.series_uid, told.sop_uid),
-                size=len(head) + len(body),
-                sha256=digest.hexdigest(),
-                caller=sent.caller,
-                expected=told.expected,
-            )
-            # One at a time per instance: two senders of the same must not write the same file.
-            with self._locks[hash(told.sop_uid) % LOCKS]:
-                self._keep(instance, (head, body))
-        return told.series_uid
-
-    def _keep(self, instance: Instance, parts: tuple[bytes, memoryview]) -> None:
-        station = self._station
-        seen = {"instance": instance.sop_uid, "series": instance.series_uid}
-        arrival = station.journal.arrival(instance.sop_uid, instance.sha256)
-        if arrival != "new" and station.images.path(instance.file).is_file():
-            station.metrics.received_again()
-            different = "different_bytes" if arrival == "different" else None
-            station.log.event("received_again", reason=different, **seen)
-            return
-        station.images.store(instance.file, parts, instance.size)
-        try:
-            reopened = station.journal.accept(instance)
-        except BaseException:
-            station.images.remove(instance.file, instance.size)
-            raise
-        station.metrics.received(instance.size)
-        station.log.event("received", caller=instance.caller, bytes=instance.size, **seen)
-        if reopened:
-            station.log.event("series_reopened", series=instance.series_uid)
+        self._intake.accept(Sent(caller, announced, syntax, head, request.DataSet))
 
 
 def _peer(event: Happening) -> dict[str, object]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 Arrival = Literal["new", "again", "different"]
 End = Literal["ready", "refused", "failed", "waiting"]
+ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 
 
 class Instance(NamedTuple):
@@ -72,9 +73,23 @@ class Parcel(NamedTuple):
     attempts: int
 
 
+class Version(NamedTuple):
+    """An output made in one way, with the files to show: late slices may have been made in another.
+
+    originals: the series as far as it is there; results: in order of their originals.
+    """
+
+    key: str
+    originals: tuple[str, ...]
+    results: tuple[str, ...]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutputRow:
-    """An output as people see it. destinations: name -> objects (queued, sent, failed)."""
+    """An output as people see it. destinations: name -> objects (queued, sent, failed).
+
+    versions: key of each way it was made in -> objects that are there, the newest first.
+    """
 
     key: str
     label: str
@@ -82,6 +97,7 @@ class OutputRow:
     error: str
     attempts: int
     destinations: Mapping[str, tuple[int, int, int]]
+    versions: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +106,7 @@ class SeriesRow:
 
     rule: that decided, "" for none.  received, expected: instances, 0 where it is not known how
     many to expect.  done, total: slices over all outputs.  first_at, last_at: of its slices,
-    seconds since 1970.
+    seconds since 1970.  removed: its images were deleted after their time.
     """
 
     key: str
@@ -104,3 +120,4 @@ class SeriesRow:
     first_at: float
     last_at: float
     error: str
+    removed: bool = False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import ssl
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -14,6 +13,7 @@ from cddnet.node.config import DicomwebDestination, read_token
 from cddnet.node.images import Images
 from cddnet.node.records import Parcel
 from cddnet.node.send import Outcome, Unreachable
+from cddnet.node.tls import client_tls
 
 MOST_BYTES = 64 * 10**6
 ALL_STORED, SOME_STORED, NONE_STORED = 200, 202, 409
@@ -55,14 +55,7 @@ class StowCarrier:
         headers = {"Accept": "application/dicom+json"}
         if there.token_file is not None:
             headers["Authorization"] = f"Bearer {read_token(there.token_file)}"
-        verify: ssl.SSLContext | bool = True
-        if there.tls is not None:
-            verify = ssl.create_default_context(
-                cafile=None if there.tls.ca is None else str(there.tls.ca)
-            )
-            verify.minimum_version = ssl.TLSVersion.TLSv1_2
-            if there.tls.certificate is not None:
-                verify.load_cert_chain(there.tls.certificate, there.tls.key)
+        verify = True if there.tls is None else client_tls(there.tls)
         # No proxy out of the environment: images go where the configuration says, or nowhere.
         return httpx.Client(
             headers=headers, verify=verify, timeout=there.timeout_s, trust_env=False

@@ -15,6 +15,7 @@ from cddnet.node.receive import Receiver
 from cddnet.node.send import Sender, carrier_of
 from cddnet.node.send_dicom import Reports
 from cddnet.node.station import Station, Surroundings
+from cddnet.node.tls import client_tls
 from cddnet.node.work import Denoise, Worker, denoise_output
 
 if TYPE_CHECKING:
@@ -54,13 +55,18 @@ class Node:
     def start(self) -> None:
         """Take up what an earlier run left, and work.
 
-        Raises CddnetError where another node has the folder, OSError where the port is taken.
+        Raises CddnetError where another node has the folder or a certificate cannot be read,
+        OSError where the port is taken.
         """
         self._run(Station(self._config, self._surroundings))
 
     def _run(self, station: Station) -> None:
         receiver = Receiver(station, Reports(station).handle)
         try:
+            for place in self._config.destinations.values():
+                # Now, not at the first image: certificates that cannot be read.
+                if place.tls is not None:
+                    client_tls(place.tls)
             self.dicom_port = receiver.start()
         except BaseException:
             station.close()

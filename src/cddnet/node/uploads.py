@@ -44,6 +44,7 @@ _DAMAGED = (
     ValueError,
 )
 _MOST_REASONS = 8
+_REASONS = {408: "no_answer", 413: "too_large", 503: "busy", 507: "full"}
 _REASON_LETTERS = 300
 # Earliest date that the zip format knows; the real one would say when a patient was examined.
 _NO_DATE = (1980, 1, 1, 0, 0, 0)
@@ -69,11 +70,12 @@ class Limits:
 
 
 class UploadRefused(CddnetError):
-    """An upload that is not taken; `status` is the HTTP status that says so."""
+    """An upload that is not taken. status: of HTTP, that says so; reason: for log and count."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
         self.status = status
+        self.reason = _REASONS.get(status, "zip")
 
 
 class UploadResult(BaseModel):

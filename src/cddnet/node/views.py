@@ -8,25 +8,32 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
 from typing import Protocol
 
 from pydantic import BaseModel
 
-from cddnet.formats import read_volume
+from cddnet.errors import CddnetError
+from cddnet.formats.dicom import read_files
 from cddnet.node.pairs import Pair, plain
-from cddnet.node.records import OutputRow, SeriesRow
+from cddnet.node.records import OutputRow, SeriesRow, Version
 
 MOST_SERIES = 500
 _OPEN_PAIRS = 4
-# States of an output whose objects exist.
-_MADE = frozenset({"sending", "done"})
+
+
+class Removed(CddnetError):
+    """Images that were there once."""
+
+    status = 410
 
 
 class SeriesView(BaseModel):
-    """A series in the queue. age_s: since its last slice; expected: 0 where it is not known."""
+    """A series in the queue. age_s: since its last slice; expected: 0 where it is not known;
+    removed: its images were deleted after their time.
+    """
 
     key: str
     state: str
@@ -37,6 +44,7 @@ class SeriesView(BaseModel):
     total: int
     age_s: float
     error: str
+    removed: bool
     outputs: list[OutputView]
 
 
@@ -49,15 +57,22 @@ class DestinationView(BaseModel):
     failed: int
 
 
+class VersionView(BaseModel):
+    """A result that can be looked at and downloaded, all of it made in one way."""
+
+    key: str
+    objects: int
+
+
 class OutputView(BaseModel):
-    """One result of a series. made: it can be looked at and downloaded."""
+    """One result of a series. versions: the newest first; several where weights were updated."""
 
     key: str
     label: str
     state: str
     error: str
     attempts: int
-    made: bool
+    versions: list[VersionView]
     destinations: list[DestinationView]
 
 
@@ -68,7 +83,7 @@ class Rows(Protocol):
 
     def retry(self, key: str) -> bool: ...
 
-    def slices(self, key: str) -> list[tuple[str, dict[str, str]]]: ...
+    def versions(self, output_key: str) -> list[Version]: ...
 
 
 class NodeSources:
@@ -82,7 +97,7 @@ class NodeSources:
 
     def __init__(self, journal: Rows, folder: Path, take: Callable[[Path], str]) -> None:
         self._journal, self.folder, self.take = journal, folder, take
-        self._open: OrderedDict[str, tuple[Sequence[Path], Pair]] = OrderedDict()
+        self._open: OrderedDict[str, tuple[Version, Pair]] = OrderedDict()
         self._lock = Lock()
 
     def queue(self) -> list[SeriesView]:
@@ -97,21 +112,28 @@ class NodeSources:
         return self._journal.retry(key)
 
     def results(self, key: str) -> list[Path]:
-        """Files of an output.  Raises: KeyError where there are none."""
-        return [after for _, after in self._files(key)]
+        """Files of a result, whether or not its originals are there.
+
+        key: of a version, or of an output, which is its newest. Raises: KeyError where there never
+        was one, Removed where there is none any more.
+        """
+        return sorted(self.folder / file for file in self._version(key).results)
 
     def open(self, key: str) -> Pair:
-        files = self._files(key)
-        results = [after for _, after in files]
+        version = self._version(key)
         with self._lock:
             held = self._open.get(key)
         # Late slices make it another pair.
-        if held is not None and held[0] == results:
+        if held is not None and held[0] == version:
             return held[1]
-        before, after = (read_volume(file.parent) for file in files[0])
+        originals = [self.folder / file for file in version.originals]
+        if not originals or not all(file.is_file() for file in originals):
+            raise Removed("the originals of this result are not here any more; download it.")
+        before = read_files(originals)
+        after = read_files([self.folder / file for file in version.results])
         pair = Pair(before, after, self._label(key))
         with self._lock:
-            self._open[key] = (results, pair)
+            self._open[key] = (version, pair)
             while len(self._open) > _OPEN_PAIRS:
                 self._open.popitem(last=False)
         return pair
@@ -121,21 +143,19 @@ class NodeSources:
             held = self._open.get(key)
         return held[1] if held else self.open(key)
 
-    def _files(self, key: str) -> list[tuple[Path, Path]]:
-        """(original, result) of each slice of an output, sorted."""
-        series, _, _ = key.rpartition("-")
-        found = [
-            (self.folder / before, self.folder / made[key])
-            for before, made in (self._journal.slices(series) if series else [])
-            if key in made
-        ]
-        if not found:
-            raise KeyError(key)
-        return sorted(found)
+    def _version(self, key: str) -> Version:
+        """By its own key, or the newest of an output."""
+        output = "-".join(key.split("-")[:2])
+        for version in self._journal.versions(output):
+            if key in (version.key, output):
+                return version
+        if any(row.removed and key.startswith(row.key) for row in self._journal.queue()):
+            raise Removed("the images of this result were removed after their time.")
+        raise KeyError(key)
 
     def _label(self, key: str) -> str:
         outputs = (output for row in self._journal.queue() for output in row.outputs)
-        return next((output.label for output in outputs if output.key == key), "after")
+        return next((item.label for item in outputs if key in (item.key, *item.versions)), "after")
 
 
 def _series_view(row: SeriesRow) -> SeriesView:
@@ -149,6 +169,7 @@ def _series_view(row: SeriesRow) -> SeriesView:
         total=row.total,
         age_s=max(0.0, round(time.time() - row.last_at, 1)),
         error=plain(row.error),
+        removed=row.removed,
         outputs=[_output_view(output) for output in row.outputs],
     )
 
@@ -160,7 +181,7 @@ def _output_view(output: OutputRow) -> OutputView:
         state=output.state,
         error=plain(output.error),
         attempts=output.attempts,
-        made=output.state in _MADE or any(map(sum, output.destinations.values())),
+        versions=[VersionView(key=key, objects=count) for key, count in output.versions.items()],
         destinations=[
             DestinationView(name=name, queued=queued, sent=sent, failed=failed)
             for name, (queued, sent, failed) in sorted(output.destinations.items())

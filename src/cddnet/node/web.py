@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import threading
 
-from cddnet.node.access import LOOPBACK, Access
+from cddnet.node.access import LOOPBACK, Access, Told
 from cddnet.node.config import NodeConfig
 from cddnet.node.http import app
-from cddnet.node.receive import Receiver
+from cddnet.node.receive import MB, Receiver
 from cddnet.node.serving import listen, server
 from cddnet.node.station import Station
 from cddnet.node.uploads import Limits, clear_uploads
 from cddnet.node.views import NodeSources
+from cddnet.node.vocabulary import Event
 
 _GB = 10**9
+
+
+def _told(station: Station) -> Told:
+    def told(event: Event, reason: str, peer: str) -> None:
+        station.log.event(event, reason=reason or None, peer=peer)
+        if reason:
+            station.metrics.refused(reason)
+
+    return told
 
 
 class Web:
@@ -26,7 +36,12 @@ class Web:
             NodeSources(station.journal, config.folder, receiver.take_file),
             Access(hosts=(*LOOPBACK, http.host, *http.hosts), token=http.secret()),
             metrics=lambda: station.metrics.text().decode(),
-            limits=Limits(smallest_free_bytes=int(config.smallest_free_gb * _GB)),
+            limits=Limits(
+                smallest_free_bytes=int(config.smallest_free_gb * _GB),
+                # A file is held twice on its way into the store.
+                entry_bytes=int(config.largest_in_memory_mb * MB / 2),
+            ),
+            told=_told(station),
         )
         socket = listen(http.host, http.port)
         self.port = int(socket.getsockname()[1])

@@ -23,7 +23,7 @@ from cddnet.errors import CddnetError, DicomError, FormatError, GeometryError, M
 from cddnet.formats import write_volume
 from cddnet.formats.dicom import DicomHeaders, read_files
 from cddnet.node.images import flush_folder, sha256_of
-from cddnet.node.records import Due, End, Job, Made
+from cddnet.node.records import ENHANCED_CT, Due, End, Job, Made
 from cddnet.node.rules import Output, decide, facts_of
 from cddnet.node.station import Station
 from cddnet.node.vocabulary import Event
@@ -31,7 +31,6 @@ from cddnet.runtime import store
 from cddnet.volume import CTVolume
 
 Denoise = Callable[[CTVolume, Output], CTVolume]
-ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 AT_ONCE = 16
 LONGEST_UNSAVED_S = 5.0
 ATTEMPTS = 3

@@ -44,22 +44,24 @@ function progress(series) {
   return [bar, element("small", { textContent: `${series.done} of ${series.total}` })];
 }
 
-function result(output) {
+function result(output, removed) {
   const box = element("div", { className: "result" }, element("b", { textContent: output.label }), badge(output.state));
   if (output.attempts > 1) box.append(element("small", { textContent: `${output.attempts} attempts` }));
   for (const { name, queued, sent, failed } of output.destinations) {
     const told = [[sent, "sent"], [queued, "queued"], [failed, "failed"]].filter(([count]) => count);
-    const words = told.map(([count, word]) => `${count} ${word}`).join(", ") || "nothing sent yet";
+    const words = told.map(([count, word]) => `${count} ${word}`).join(", ") || (removed && output.state === "done" ? "all sent" : "nothing sent yet");
     box.append(element("small", { textContent: `${name}: ${words}` }));
   }
   if (output.error) box.append(element("p", { className: "error", textContent: output.error }));
-  if (output.made) {
-    const view = element("a", { className: "button", href: `/view#${output.key}`, textContent: "View" });
-    const download = element("a", { className: "button", href: `/api/download/${output.key}.zip`, textContent: "Download" });
-    view.setAttribute("aria-label", `View ${output.label}`);
-    download.setAttribute("aria-label", `Download ${output.label}`);
+  output.versions.forEach(({ key, objects }, order) => {
+    // Of an output that was made again with other weights each is offered.
+    const which = output.versions.length > 1 ? ` ${order ? "older" : "newest"} (${objects})` : "";
+    const view = element("a", { className: "button", href: `/view#${key}`, textContent: `View${which}` });
+    const download = element("a", { className: "button", href: `/api/download/${key}.zip`, textContent: "Download" });
+    view.setAttribute("aria-label", `View ${output.label}${which}`);
+    download.setAttribute("aria-label", `Download ${output.label}${which}`);
     box.append(element("div", { className: "links" }, view, download));
-  }
+  });
   return box;
 }
 
@@ -80,6 +82,7 @@ function row(series) {
   const told = series.outputs.map((output) => output.error);
   const own = series.error && !told.includes(series.error)
     ? [element("p", { className: "error", textContent: series.error })] : [];
+  if (series.removed) own.push(element("small", { textContent: "images removed after their time" }));
   const name = element("th", { scope: "row" }, element("code", { textContent: series.key.slice(0, 8) }));
   if (series.rule) name.append(element("small", { textContent: `rule ${series.rule}` }));
   return element("tr", {},
@@ -87,7 +90,7 @@ function row(series) {
     cell("State", badge(series.state), ...progress(series), ...own),
     cell("Slices", element("span", { className: "short", textContent: `${series.received}${expected}` })),
     cell("Last slice", element("span", { className: "short", textContent: age(series.age_s) })),
-    cell("Results", ...(series.outputs.length ? series.outputs.map(result) : ["none"])),
+    cell("Results", ...(series.outputs.length ? series.outputs.map((output) => result(output, series.removed)) : ["none"])),
     cell("", ...(["failed", "refused"].includes(series.state) ? [retry] : [])),
   );
 }
