@@ -892,7 +892,7 @@ def archive(
         str,
         typer.Argument(
             help="A folder tree, a text file that lists folders, https://host/dicom-web?KEY=VALUE, "
-            "or dicom://TITLE@host:port?KEY=VALUE.",
+            "or dicom(s)://TITLE@host:port?KEY=VALUE.",
             show_default=False,
         ),
     ],
@@ -923,6 +923,9 @@ def archive(
     ] = None,
     ae_title: Annotated[str, typer.Option(help="Ours, towards a DICOM archive.")] = "CDDNET",
     token_file: Annotated[Path | None, typer.Option(help="Holds a bearer token.")] = None,
+    ca: Annotated[Path | None, typer.Option(help="PEM of authorities, for https, dicoms.")] = None,
+    certificate: Annotated[Path | None, typer.Option(help="PEM that shows who we are.")] = None,
+    key: Annotated[Path | None, typer.Option(help="PEM of its private key.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Denoise every CT series of an archive, on any number of workers; goes on after a stop."""
@@ -931,7 +934,11 @@ def archive(
     from cddnet.node.archive import ArchiveOptions, Progress
     from cddnet.node.archive import archive as denoise_archive
     from cddnet.node.archive_pace import Pace, Window
+    from cddnet.node.parts import ClientTls
 
+    if (certificate is None) != (key is None):
+        raise typer.BadParameter("--certificate and --key belong together; give both or neither.")
+    tls = ClientTls(ca=ca, certificate=certificate, key=key) if ca or certificate else None
     try:
         created = None if date is None else datetime.fromisoformat(date)
     except ValueError:
@@ -950,6 +957,7 @@ def archive(
         created=created,
         calling=ae_title,
         token_file=token_file,
+        tls=tls,
     )
     with _progress() as show:
 

@@ -19,6 +19,7 @@ from cddnet.workflows.demo import demo_series
 
 WEIGHTS = store.find("cddnet@1")
 CARD = read_card(WEIGHTS)
+WITH_GRAPHS = [p for p in store.shipped().values() if p.with_suffix(graphs.SUFFIX).is_file()]
 LIBRARIES = {"onnx": "onnxruntime", "openvino": "openvino", "torch_eager": "torch"}
 
 
@@ -39,17 +40,23 @@ def images():
 
 @pytest.fixture(scope="module")
 def exact(images):
+    return restored(WEIGHTS, images)
+
+
+def restored(weights, images):
     import torch
 
-    network, _ = store.load(WEIGHTS)
+    network, _ = store.load(weights)
     with torch.inference_mode():
         return [network(torch.from_numpy(image)).image.numpy() for image in images]
 
 
 @pytest.mark.parametrize("name", engines.names())
-def test_an_engine_agrees_with_float32_torch(name, images, exact):
+@pytest.mark.parametrize("weights", WITH_GRAPHS, ids=lambda path: path.stem)
+def test_an_engine_agrees_with_float32_torch(weights, name, images):
     needs(name)
-    engine = engines.open_engine(WEIGHTS, CARD, name=name, device="cpu", threads=1)
+    exact = restored(weights, images)
+    engine = engines.open_engine(weights, read_card(weights), name=name, device="cpu", threads=1)
     assert engine.name == name
     for image, expected in zip(images, exact, strict=True):
         before = image.copy()

@@ -1,10 +1,12 @@
 """Names of weights: versions, the default, and what is unknown."""
 
 import pytest
+import torch
 
 from cddnet.errors import ModelError
 from cddnet.models._cards import file_hash
 from cddnet.runtime import store
+from cddnet.workflows._complexity import count_flops
 
 
 @pytest.fixture
@@ -48,3 +50,14 @@ def test_what_ships_is_what_its_cards_say():
         assert 0 <= card.strength <= 1
         assert not network.training
     assert [card.name for card in store.cards()] == list(store.shipped())
+
+
+@pytest.mark.parametrize(("name", "most_gmac"), [("fast@1", 6), ("quality@1", 25)])
+def test_what_a_slice_may_cost(name, most_gmac):
+    network, _ = store.load(name)
+    macs = count_flops(network, torch.zeros(1, 1, 512, 512)) / 2
+    assert 0.5 * most_gmac < macs / 1e9 <= most_gmac
+
+
+def test_all_weights_together_are_small():
+    assert sum(path.stat().st_size for path in store.shipped().values()) < 12e6
