@@ -83,6 +83,8 @@ OPTIONS = {
     ],
     "view": ["before", "after", "--port", "--no-browser", "--window"],
     "node": ["--config"],
+    "doctor": ["--json"],
+    "licences": ["--json"],
     "benchmark": ["--model", "--quick", "--threads", "--json"],
     "demo": [
         "output",

@@ -330,6 +330,34 @@ def info(source: Input, as_json: AsJson = False) -> None:
         typer.echo("  may be denoised" if item.refusal is None else f"  refused: {item.refusal}")
 
 
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Try what this machine offers: engines, codecs, threads, memory, disk, weights."""
+    from cddnet.workflows.doctor import examine, healthy, table
+
+    found = examine(Path.cwd())
+    if as_json:
+        _print_json([finding._asdict() for finding in found])
+    else:
+        typer.echo(table(found))
+    if not healthy(found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def licences(as_json: AsJson = False) -> None:
+    """List the licences of what cddnet needs here, and the data behind its weights."""
+    from cddnet.workflows.licences import licences as find_licences
+    from cddnet.workflows.licences import table
+
+    found = find_licences()
+    if as_json:
+        packages = [package._asdict() for package in found.packages]
+        _print_json({"packages": packages, "data": dict(found.data), "demo": found.demo})
+        return
+    typer.echo(table(found))
+
+
 networks = typer.Typer(
     help="List the networks that ship with weights, or import others.", rich_markup_mode=None
 )
