@@ -82,10 +82,19 @@ def _sheet(images: Mapping[str, NDArray[np.floating]], cell: int) -> Image.Image
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(_TEXT)
     for number, (name, grey) in enumerate(cells.items()):
         left, top = number % _COLUMNS * (cell + 4), number // _COLUMNS * (cell + line)
-        pen.text((left + 2, top + 2), name, fill=0, font=font)
+        pen.text((left + 2, top + 2), _cut(name, font, cell), fill=0, font=font)
         small = grey.resize((cell, cell), Image.Resampling.BICUBIC)
         sheet.paste(small, (left, top + line))
     return sheet
+
+
+def _cut(name: str, font: ImageFont.ImageFont, width: int) -> str:
+    """A caption that stays over its own cell."""
+    if font.getlength(name) <= width:
+        return name
+    while name and font.getlength(f"{name}...") > width:
+        name = name[:-1]
+    return f"{name.rstrip()}..."
 
 
 def _grey(hu: NDArray[np.floating]) -> Image.Image:

@@ -48,7 +48,8 @@ def default_rows() -> list[Row]:
         for name, stem in recipes.items()
         if (CONFIGS / f"{stem}.yaml").is_file()
     ]
-    return [*rows, Row("cddnet@1", weights="cddnet@1")]
+    shipped = ("cddnet@1", "fast@1", "quality@1")
+    return [*rows, *(Row(name, weights=name) for name in shipped)]
 
 
 def tables(results: list[Result], test: Test, costs: dict[str, Cost], against: str) -> list[str]:
@@ -127,11 +128,15 @@ def _trained_with(item: Result) -> str:
     recipe = item.training.get("recipe")
     if not isinstance(recipe, dict):
         return "-"
-    per_step = int(recipe.get("slices_per_step", 0)) * int(recipe.get("crops_per_slice", 0))
-    if not per_step:
+    earlier = item.training.get("earlier", [])
+    recipes = [*(e["recipe"] for e in earlier), recipe] if isinstance(earlier, list) else [recipe]
+    crops = sum(
+        int(one["steps"]) * int(one.get("slices_per_step", 0)) * int(one.get("crops_per_slice", 0))
+        for one in recipes
+    )
+    if not crops:
         return "its own training"
-    crops, side = int(recipe["steps"]) * per_step, recipe["crop"]
-    whose = "" if item.curves else ", its own training"
+    side, whose = recipe["crop"], "" if item.curves else ", its own training"
     return f"{crops:,} crops of {side} x {side}{whose}"
 
 

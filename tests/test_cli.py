@@ -28,6 +28,7 @@ OPTIONS = {
         "--image-type",
         "--engine",
         "--threads",
+        "--force",
         "--json",
     ],
     "simulate": [

@@ -112,6 +112,9 @@ def denoise(
     ),
     engine: Engine = "auto",
     threads: Threads = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also what the fitness check refuses; recorded.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Denoise a CT series: DICOM in, derived DICOM out; or NIfTI, MetaImage, arrays, pictures."""
@@ -127,6 +130,7 @@ def denoise(
         image_type=image_type.value,
         engine=engine,
         threads=threads,
+        force=force,
     )
     with _progress() as show:
         volume = denoise_file(

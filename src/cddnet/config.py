@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 
+LONGEST_TEXT, DEEPEST, MOST_VALUES = 1 << 20, 20, 200_000
+
+
 class ConfigError(CddnetError):
     """A configuration file that does not say what it must."""
 
@@ -180,9 +183,39 @@ def load_config(path: Path, kind: type[Checked], overrides: Sequence[str] = ()) 
 def read_yaml(path: Path) -> object:
     """What a YAML file holds, not checked.  Raises ConfigError where it cannot be read."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        return _values_of(path.read_text(encoding="utf-8"))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except Exception as error:
+        # The library also lets out what its own conversions raise, as for the date 2001-99-99.
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+
+
+def _values_of(text: str) -> object:
+    """The values of a YAML text.  Raises ConfigError where they would fill memory or time."""
+    if len(text) > LONGEST_TEXT:
+        raise ConfigError(f"has {len(text)} characters, expected at most {LONGEST_TEXT}.")
+    count, sizes = 0, dict[str, int]()
+    begun: list[tuple[str, int]] = []
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = begun.pop()
+            sizes[anchor] = count - before
+        elif isinstance(event, yaml.AliasEvent):
+            # What is not whole yet would hold itself.
+            count += sizes.get(event.anchor or "", MOST_VALUES)
+        elif isinstance(event, yaml.NodeEvent):
+            count += 1
+            if isinstance(event, yaml.CollectionStartEvent):
+                begun.append((event.anchor or "", count))
+            else:
+                sizes[event.anchor or ""] = 1
+        if len(begun) > DEEPEST or count >= MOST_VALUES:
+            raise ConfigError(
+                f"is nested more than {DEEPEST} levels deep, or holds itself or more than "
+                f"{MOST_VALUES} values; write it flatter and without aliases (*)."
+            )
+    return yaml.safe_load(text)
 
 
 def overridden(values: object, overrides: Sequence[str]) -> object:
@@ -227,8 +260,8 @@ def _overridden(values: object, override: str) -> object:
     if not equals or not all(name.split(".")):
         raise ConfigError(f"--set {override}: expected KEY=VALUE, such as steps=100.")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = _values_of(text)
+    except Exception as error:
         raise ConfigError(f"--set {override}: the value is no YAML: {error}") from error
     if not isinstance(values, dict):
         return values

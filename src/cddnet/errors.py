@@ -27,3 +27,7 @@ class SeriesChoiceError(CddnetError):
     def __init__(self, message: str, choices: tuple[tuple[str, str], ...]) -> None:
         super().__init__(message)
         self.choices = choices
+
+
+class UnfitError(CddnetError):
+    """A series that the fitness check refuses; it can be forced."""

@@ -192,7 +192,7 @@ def test_extras_are_those_of_the_project_file():
         known = set(names) | {"dask[distributed]", "cddnet[node]"}
         assert set(bare) <= known
         assert set(names) - set(bare) <= {"dask", "distributed"}
-    assert set(stated) - set(EXTRAS) <= {"all", "dev", "docs"}
+    assert set(stated) - set(EXTRAS) <= {"all", "dev", "docs", "fuzz"}
 
 
 def test_missing_distributions_are_named(monkeypatch):

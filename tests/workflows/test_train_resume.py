@@ -83,8 +83,8 @@ def killed_at_random(recipe, out, *overrides, kills, within_s):
     for _ in range(kills):
         process = forkserver().Process(target=run, args=(recipe, out, *overrides))
         process.start()
-        seen = set(out.glob(f"{engine.CHECKPOINTS}/*"))
-        while process.is_alive() and set(out.glob(f"{engine.CHECKPOINTS}/*")) == seen:
+        seen = set(out.glob(f"{engine.CHECKPOINTS}/[!.]*"))
+        while process.is_alive() and set(out.glob(f"{engine.CHECKPOINTS}/[!.]*")) == seen:
             time.sleep(0.002)
         time.sleep(rng.uniform(0, within_s))
         process.kill()

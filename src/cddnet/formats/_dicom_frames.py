@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from pydicom import Dataset
+from pydicom.multival import MultiValue
 from pydicom.uid import (
     UID,
     CTImageStorage,
@@ -16,7 +17,7 @@ from pydicom.uid import (
     LegacyConvertedEnhancedCTImageStorage,
 )
 
-from cddnet.errors import DicomError
+from cddnet.errors import DicomError, FormatError
 from cddnet.formats._dicom_kept import KeptHeader, dataset_of
 from cddnet.formats._dicom_pixels import (
     ALWAYS_LOSSY,
@@ -30,6 +31,7 @@ from cddnet.formats._dicom_pixels import (
     transfer_syntax_of,
     undecodable,
 )
+from cddnet.formats._stored import require_slice_size
 from cddnet.intensity.hu import stored_to_hu
 from cddnet.volume import Mask, SliceHU
 
@@ -56,6 +58,8 @@ COMPUTED = frozenset(
     {"ADDITION", "SUBTRACTION", "DIVISION", "MULTIPLICATION", "MASKED", "STD_DEVIATION", "QUANTITY"}
     | {"MAXIMUM", "MINIMUM", "MIP", "MINIP", "PROJECTION IMAGE"}
 )
+# 16-bit values with the steepest slope that means HU stay far below.
+LARGEST_HU = 1e8
 TEXT_PAGES = frozenset({"SCREEN SAVE", "CT_SOM5 PROT", "DOSE REPORT", "DOSE_INFO"})
 
 # Decoded at once, so that a damaged header is found early.
@@ -98,12 +102,20 @@ CHECKED = (
 )
 
 
+def texts_of(header: Dataset, keyword: str) -> tuple[str, ...]:
+    """Values of a header element as text; none where it is absent, empty, or coded as no text.
+
+    A sequence in its place is not shown: what it holds may name a patient.
+    """
+    value = header.get(keyword)
+    values = value if isinstance(value, MultiValue) else [value]
+    texts = tuple(str(item).strip() for item in values if isinstance(item, str | int | float))
+    return texts if any(texts) else ()
+
+
 def joined_text(header: Dataset, keyword: str) -> str:
     """A header value as text, several joined by a backslash, "" where it is absent or empty."""
-    value = header.get(keyword)
-    if value is None or isinstance(value, str):
-        return str(value or "").strip()
-    return "\\".join(str(item).strip() for item in value)
+    return "\\".join(texts_of(header, keyword))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,8 +138,7 @@ class Scanned:
 
     def text(self, keyword: str) -> str:
         """A header value as text, "" where it is absent or empty."""
-        value = self.header.get(keyword)
-        return "" if value is None else str(value).strip()
+        return joined_text(self.header, keyword)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,11 +239,7 @@ def is_enhanced(header: Dataset) -> bool:
 
 def image_type(header: Dataset) -> tuple[str, ...]:
     """Values of ImageType, without the blanks some senders leave in them."""
-    value = header.get("ImageType")
-    if value is None or value == "":
-        return ()
-    values = [value] if isinstance(value, str) else value
-    return tuple(str(item).strip().upper() for item in values)
+    return tuple(text.upper() for text in texts_of(header, "ImageType"))
 
 
 def frames_of(scanned: Scanned) -> tuple[Frame, ...]:
@@ -241,6 +248,8 @@ def frames_of(scanned: Scanned) -> tuple[Frame, ...]:
         return _frames_of(scanned)
     except DicomError:
         raise
+    except FormatError as error:
+        raise DicomError(str(error)) from None
     except Exception as error:
         # Not chained: the library's message may quote a value that names the patient.
         raise DicomError(
@@ -253,6 +262,7 @@ def _frames_of(scanned: Scanned) -> tuple[Frame, ...]:
     _require_ct(header, name)
     _require_hu_content(image_type(header), name)
     _require_grey(header, name)
+    require_slice_size(name, _whole(header, "Rows", name), _whole(header, "Columns", name))
     if is_enhanced(header):
         _require_one_stack(header, name)
         return tuple(_enhanced_frame(scanned, index) for index in range(frame_count(header)))
@@ -307,7 +317,7 @@ def group_item(header: Dataset, index: int, keyword: str) -> Dataset:
 
 
 def _require_ct(header: Dataset, name: str) -> None:
-    sop_class, modality = str(header.get("SOPClassUID") or ""), str(header.get("Modality") or "")
+    sop_class, modality = joined_text(header, "SOPClassUID"), joined_text(header, "Modality")
     if sop_class == LegacyConvertedEnhancedCTImageStorage:
         raise DicomError(
             f"{name}: is a Legacy Converted Enhanced CT, put together from older images; "
@@ -341,7 +351,7 @@ def _require_hu_content(values: tuple[str, ...], name: str) -> None:
 
 def _require_grey(header: Dataset, name: str) -> None:
     samples = _whole(header, "SamplesPerPixel", name, default=1)
-    photometric = str(header.get("PhotometricInterpretation") or "").strip()
+    photometric = joined_text(header, "PhotometricInterpretation")
     if samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise DicomError(
             f"{name}: is a colour or palette image ({samples} samples per pixel, "
@@ -448,7 +458,12 @@ def _rescale(told: Dataset, name: str) -> tuple[float, float]:
             f"{name}: RescaleSlope is 0, so its values cannot be turned into HU; "
             "export the original CT series."
         )
-    unit = str(told.get("RescaleType") or "HU").strip()
+    if abs(slope[0]) * 0x10000 + abs(intercept[0]) > LARGEST_HU:
+        raise DicomError(
+            f"{name}: RescaleSlope {slope[0]:g} and RescaleIntercept {intercept[0]:g} give values "
+            f"beyond {LARGEST_HU:g}, which are no HU; export the original CT series."
+        )
+    unit = joined_text(told, "RescaleType") or "HU"
     if unit != "HU":
         raise DicomError(
             f"{name}: its values are in {unit} (RescaleType), not in HU; choose a CT series in HU."

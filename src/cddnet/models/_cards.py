@@ -6,9 +6,29 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, deserialize
 
 from cddnet.errors import ModelError
 from cddnet.intensity.normalise import HU_PER_UNIT
+
+# Far above every network here; what is larger is not read.
+LARGEST_WEIGHTS_BYTES, LARGEST_CARD_BYTES, LARGEST_OPTION = 1 << 30, 1 << 20, 10_000
+# Types of safetensors as NumPy reads them; BF16 is the upper half of F32.
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
+_KINDS: dict[str, type | UnionType] = {
+    "name": str,
+    "model": str,
+    "options": dict,
+    "version": str,
+    "sha256": str,
+    "strength": int | float,
+    "hu_per_unit": int | float,
+    "training": dict,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +52,32 @@ def read_card(weights: Path) -> Card:
     """The card beside a weights file.  Raises ModelError if it is missing or not a card."""
     path = weights.with_suffix(".json")
     try:
-        return Card(**json.loads(path.read_text(encoding="utf-8")))
+        with path.open("rb") as file:
+            text = file.read(LARGEST_CARD_BYTES)
+        card = Card(**json.loads(text.decode("utf-8")))
+        _require_kinds(card)
     except OSError as error:
         raise ModelError(
             f"{weights.name}: no model card {path.name} beside it; keep both files together."
         ) from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ModelError(f"{path.name} is not a model card of this version: {error}") from error
+    return card
+
+
+def _require_kinds(card: Card) -> None:
+    """Raises ValueError for a value that is not of its kind."""
+    for key, kind in _KINDS.items():
+        value = getattr(card, key)
+        if not isinstance(value, kind):
+            raise ValueError(f"{key} is {value!r:.40}")
+    for option, value in card.options.items():
+        if not isinstance(value, bool | int | float | str):
+            raise ValueError(f"option {option} is {value!r:.40}")
+        if not isinstance(value, str) and not abs(value) <= LARGEST_OPTION:
+            raise ValueError(f"option {option} is {value!r:.40}, beyond {LARGEST_OPTION}")
+    if not 0 <= card.strength <= 1:
+        raise ValueError(f"strength is {card.strength}, expected 0 to 1")
 
 
 def file_hash(path: Path) -> str:
@@ -47,11 +86,18 @@ def file_hash(path: Path) -> str:
 
 
 def read_checked(weights: Path, card: Card) -> bytes:
-    """The bytes of a weights file that are what its card says.
+    """The bytes of a weights file that are what its card says, and hold finite numbers alone.
 
-    Raises: ModelError where the file is missing, damaged, exchanged, or of another range.
+    Raises: ModelError where the file is missing, damaged, exchanged, too large, no safetensors, or
+    of another range.
     """
     try:
+        size = weights.stat().st_size
+        if size > LARGEST_WEIGHTS_BYTES:
+            raise ModelError(
+                f"{weights.name}: has {size} bytes, weights of at most {LARGEST_WEIGHTS_BYTES} are "
+                "read; this is no network of this package."
+            )
         content = weights.read_bytes()
     except OSError as error:
         raise ModelError(f"{weights}: weights cannot be read: {error.strerror}.") from error
@@ -66,4 +112,26 @@ def read_checked(weights: Path, card: Card) -> bytes:
             f"{weights.name}: trained with {card.hu_per_unit} HU per unit of network range, "
             f"this version uses {HU_PER_UNIT}; use the version named in its card, {card.version}."
         )
+    _require_numbers(content, weights.name, card.model)
     return content
+
+
+def _require_numbers(content: bytes, name: str, model: str) -> None:
+    try:
+        tensors = deserialize(content)  # type: ignore[no-untyped-call]
+    except SafetensorError as error:
+        raise ModelError(f"{name}: weights do not fit {model}: {error}") from error
+    for key, tensor in tensors:
+        if tensor["dtype"] not in DTYPES:
+            raise ModelError(
+                f"{name}: weights do not fit {model}: '{key}' is of type {tensor['dtype']}, "
+                f"expected one of {', '.join(DTYPES)}."
+            )
+        values: NDArray[np.generic] = np.frombuffer(tensor["data"], DTYPES[tensor["dtype"]])
+        if tensor["dtype"] == "BF16":
+            values = (values.astype("<u4") << 16).view("<f4")
+        if not np.isfinite(values).all():
+            raise ModelError(
+                f"{name}: '{key}' holds values that are not finite; its training went wrong. "
+                "Fetch or train it again."
+            )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import safetensors.torch
-from safetensors import SafetensorError
+import torch
 from safetensors.torch import load as load_tensors
-from torch import nn
+from torch import Tensor, nn
 
 from cddnet import models
 from cddnet.errors import ModelError
@@ -42,10 +43,38 @@ def load(weights: Path) -> tuple[nn.Module, Card]:
     """
     card = read_card(weights)
     content = read_checked(weights, card)
-    network = models.build(card.model, **card.options)
     try:
-        network.load_state_dict(load_tensors(content))
-    except (SafetensorError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
+        tensors = load_tensors(content)
+        _require_fit(card, tensors)
+        network = models.build(card.model, **card.options)
+        network.load_state_dict(tensors)
+    except ModelError:
+        raise
+    except Exception as error:
+        # Options that a card makes up fail anywhere in the building of a network.
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{weights.name}: weights do not fit {card.model}: {first}") from error
     return models.in_network_range(card.model, network).eval(), card
+
+
+def _require_fit(card: Card, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a network that is not the file's before any memory is taken for it."""
+    try:
+        with torch.device("meta"):
+            wanted = models.build(card.model, **card.options).state_dict()
+    except (NotImplementedError, RuntimeError):
+        # A network that cannot be built without numbers is built with them, and says what fails.
+        return
+    found = {key: _told(value) for key, value in tensors.items()}
+    expected = {key: _told(value) for key, value in wanted.items()}
+    for key in sorted(found.keys() | expected.keys()):
+        if found.get(key) != expected.get(key):
+            raise ModelError(
+                f"weights do not fit {card.model}: '{key}' is {found.get(key, 'missing')}, "
+                f"expected {expected.get(key, 'none')}; give the options it was trained with."
+            )
+
+
+def _told(tensor: Tensor) -> str:
+    kind = "numbers" if tensor.is_floating_point() else "whole numbers"
+    return f"{' x '.join(map(str, tensor.shape)) or 'one'} {kind}"

@@ -139,7 +139,9 @@ class Intake:
         station = self._station
         seen = {"instance": instance.sop_uid, "series": instance.series_uid}
         arrival = station.journal.arrival(instance.sop_uid, instance.sha256)
-        if arrival != "new" and station.images.path(instance.file).is_file():
+        # Where it was put then: a sender may repeat a UID in another series.
+        held = station.journal.file_of(instance.sop_uid)
+        if arrival != "new" and held is not None and station.images.path(held).is_file():
             station.metrics.received_again()
             different = "different_bytes" if arrival == "different" else None
             station.log.event("received_again", reason=different, **seen)

@@ -58,6 +58,13 @@ class Journal:
             return "new"
         return "again" if found[0]["sha256"] == sha256 else "different"
 
+    def file_of(self, sop_uid: str) -> str | None:
+        """Where the image of an instance is; None where none came, or it was purged."""
+        found = self.database.rows(
+            "SELECT file FROM instances WHERE sop_uid=? AND purged_at IS NULL", (sop_uid,)
+        )
+        return str(found[0]["file"]) if found else None
+
     def accept(self, instance: Instance) -> bool:
         """Note an instance whose file is on the disk; its series is open again.
 

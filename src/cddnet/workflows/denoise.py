@@ -26,6 +26,7 @@ from cddnet.runtime.engines import Described, Engine, device_for, open_engine
 from cddnet.runtime.streaming import InOrder, ahead, batches
 from cddnet.volume import CTVolume, Derivation, Mask, SliceHU
 from cddnet.workflows._pictures import picture_names, sides, write_named
+from cddnet.workflows.fitness import admitted, forced
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +45,8 @@ class DenoiseOptions:
     """model: a shipped name or a weights file.  strength: 0 (the source) to 1 (the network), None
     for the model card's default.  device: auto, cpu, cuda or mps.  series: of a folder that holds
     several.  window_hu: of 8- or 16-bit pictures.  image_type: SECONDARY or PRIMARY.  engine: auto
-    or a file of `runtime.engines`.  threads: None for the cores there are, at most 8.
+    or a file of `runtime.engines`.  threads: None for the cores there are, at most 8.  force: also
+    what the fitness check refuses.  forced: kinds that an earlier check refused; None: check now.
     """
 
     model: str | Path = "default"
@@ -55,6 +57,8 @@ class DenoiseOptions:
     image_type: str = "SECONDARY"
     engine: str = "auto"
     threads: int | None = None
+    force: bool = False
+    forced: str | None = None
 
 
 def denoise_file(
@@ -75,7 +79,7 @@ def denoise_file(
     source = layout.low_dose if layout else source
     found = read_volume(source, series=options.series, window_hu=options.window_hu)
     volume, plan = _decoded_once(found), _plan(options)
-    denoised = _denoised(found, plan)
+    denoised = _checked(found, plan, options)
     if layout and layout.full_dose:
         note = "only IN was denoised; cddnet evaluate compares with GT"
         denoised = replace(denoised, notes=(*denoised.notes, note))
@@ -98,17 +102,19 @@ def denoise_volume(
     """The volume with denoised slices, computed as they are read; the input is not changed.
 
     model: a shipped name or a weights file; strength: 0 to 1, None for the model card's default.
+    Whether it is fit for that, `cddnet.workflows.fitness.examine` says, which is not asked here.
     Raises: ModelError for an unknown model or a strength outside 0 to 1.
     """
-    return denoise_with(volume, DenoiseOptions(model=model, strength=strength))
+    return denoise_with(volume, DenoiseOptions(model=model, strength=strength, forced=""))
 
 
 def denoise_with(volume: CTVolume, options: DenoiseOptions) -> CTVolume:
     """As `denoise_volume`, with all options but those of reading and writing.
 
-    Raises: ModelError also for an engine or device that cannot run here.
+    Raises: UnfitError where the fitness check refuses it and nothing forces it; ModelError also for
+    an engine or device that cannot run here.
     """
-    return _denoised(volume, _plan(options))
+    return _checked(volume, _plan(options), options)
 
 
 def denoise_hu(
@@ -156,6 +162,18 @@ def _plan(options: DenoiseOptions) -> _Plan:
         weights, card, name=options.engine, device=options.device, threads=options.threads
     )
     return _Plan(engine, strength, _step(card, strength, engine.described, options.image_type))
+
+
+def _checked(volume: CTVolume, plan: _Plan, options: DenoiseOptions) -> CTVolume:
+    """Denoised, if the fitness check lets it or is overruled; its notes, and that, go along."""
+    if options.forced is not None:
+        return _denoised(volume, plan._replace(step=forced(plan.step, options.forced)))
+    fitness = admitted(_decoded_once(volume), force=options.force)
+    notes = fitness.notes
+    if fitness.refusal:
+        notes = (f"forced, although {fitness.refusal}", *notes)
+    marked = _denoised(volume, plan._replace(step=forced(plan.step, fitness.refused_kinds)))
+    return replace(marked, notes=(*marked.notes, *notes))
 
 
 def _denoised(volume: CTVolume, plan: _Plan) -> CTVolume:

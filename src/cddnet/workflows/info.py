@@ -8,6 +8,7 @@ from typing import NamedTuple
 from cddnet.errors import CddnetError, FormatError, SeriesChoiceError
 from cddnet.formats import read_volume
 from cddnet.volume import CTVolume
+from cddnet.workflows.fitness import examine
 
 
 class SeriesInfo(NamedTuple):
@@ -44,4 +45,5 @@ def _fit(volume: CTVolume) -> SeriesInfo:
     slices = f"{depth} slices, {slice_mm:.2f} mm apart," if depth > 1 else "1 slice"
     thickness = "" if volume.thickness_mm is None else f", {volume.thickness_mm:g} mm thick"
     text = f"{slices} of {height} x {width} pixels of {row_mm:.3f} x {column_mm:.3f} mm{thickness}"
-    return SeriesInfo(volume.series_uid, text, volume.notes, None)
+    fitness = examine(volume)
+    return SeriesInfo(volume.series_uid, text, (*volume.notes, *fitness.notes), fitness.refusal)
