@@ -245,7 +245,8 @@ volume = CTVolume(shape=(int(sys.argv[1]), 512, 512), spacing_mm=(1, 1, 1), read
 denoise.read_volume = lambda *_, **__: volume
 denoise.open_engine = lambda *_, **__: Halver()
 source, target = Path(sys.argv[2]), Path(sys.argv[2]) / "out.mha"
-denoise.denoise_file(source, target, denoise.DenoiseOptions(strength=1.0, force=True), lambda *_: None)
+options = denoise.DenoiseOptions(strength=1.0, force=True)
+denoise.denoise_file(source, target, options, lambda *_: None)
 lines = Path("/proc/self/status").read_text().splitlines()
 print(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 """
