@@ -112,7 +112,7 @@ def node(extra: Path | None) -> Iterator[bytes]:
     """Data sets of every transfer syntax that the node takes, and whole files that are uploaded."""
     import pydicom
 
-    from cddnet.node.intake import SYNTAXES
+    from cddnet.node.receive.intake import SYNTAXES
 
     for whole in dicom(extra):
         yield b"\xff" + whole

@@ -125,7 +125,7 @@ def _one_file(folder: Path, suffix: str) -> Target:
 def config(folder: Path) -> Target:
     """The first byte chooses the reader, the rest is the file."""
     from cddnet.config import PatientSplit, TrainConfig, load_config
-    from cddnet.node.config import load_node
+    from cddnet.node.settings.config import load_node
     from cddnet.workflows._published_recipe import load_recipe
 
     file = folder / "fuzzed.yaml"
@@ -154,9 +154,9 @@ def node(folder: Path) -> Target:
 
     from cddnet.formats._facts import read_facts
     from cddnet.formats.dicom import read_files
-    from cddnet.node.arriving import Refused
-    from cddnet.node.inflow import Budget
-    from cddnet.node.intake import PREAMBLE, SYNTAXES, Intake, Sent
+    from cddnet.node.receive.arriving import Refused
+    from cddnet.node.receive.inflow import Budget
+    from cddnet.node.receive.intake import PREAMBLE, SYNTAXES, Intake, Sent
 
     uploaded = folder / "uploaded.dcm"
     station = _station(folder / "node")
@@ -200,7 +200,7 @@ def node(folder: Path) -> Target:
 
 
 def _station(folder: Path) -> Station:
-    from cddnet.node.config import NodeConfig
+    from cddnet.node.settings.config import NodeConfig
     from cddnet.node.station import Station, Surroundings
 
     archive = {"kind": "dicom", "host": "127.0.0.1", "port": 4, "ae_title": "ARCHIVE"}

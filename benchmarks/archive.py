@@ -22,7 +22,7 @@ from pathlib import Path
 
 from pydicom import dcmread
 
-from cddnet.node.archive import ArchiveOptions, archive
+from cddnet.node.archive.run import ArchiveOptions, archive
 
 DEMO = Path(__file__).parents[1] / "src" / "cddnet" / "data" / "demo" / "series"
 

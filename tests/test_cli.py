@@ -29,6 +29,7 @@ OPTIONS = {
         "--engine",
         "--threads",
         "--force",
+        "--uncertainty",
         "--json",
     ],
     "simulate": [
@@ -68,6 +69,7 @@ OPTIONS = {
         "--model",
         "--strength",
         "--image-type",
+        "--force",
         "--workers",
         "--scheduler",
         "--per-hour",

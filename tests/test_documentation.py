@@ -11,7 +11,7 @@ import yaml
 
 from cddnet import __version__
 from cddnet.config import PatientSplit, load_config
-from cddnet.node.config import load_node
+from cddnet.node.settings.config import load_node
 from document_commands import complaint
 from document_parts import NAMES, PAGES, ROOT, anchors, blocks, commands, links, shell_text, spans
 from document_world import make_world

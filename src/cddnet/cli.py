@@ -115,6 +115,10 @@ def denoise(
     force: Annotated[
         bool, typer.Option("--force", help="Also what the fitness check refuses; recorded.")
     ] = False,
+    uncertainty: Annotated[
+        Path | None,
+        typer.Option(help="A new file for the expected error of each pixel: .dcm of DICOM, .npy."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Denoise a CT series: DICOM in, derived DICOM out; or NIfTI, MetaImage, arrays, pictures."""
@@ -131,6 +135,7 @@ def denoise(
         engine=engine,
         threads=threads,
         force=force,
+        uncertainty=uncertainty,
     )
     with _progress() as show:
         volume = denoise_file(
@@ -139,6 +144,8 @@ def denoise(
     step = volume.derivation[-1]
     if as_json:
         record = {"output": str(output), "slices": volume.shape[0], "notes": volume.notes}
+        if uncertainty:
+            record["uncertainty"] = str(uncertainty)
         _print_json(record | {"parameters": dict(step.parameters), "weights": step.weights_sha256})
         return
     for note in volume.notes:
@@ -147,6 +154,8 @@ def denoise(
     count = chosen_threads(threads)
     typer.echo(f"engine: {told['engine']}, {told['precision']}, {told['device']}, {count} threads")
     typer.echo(f"{output}: {volume.shape[0]} slices, {step.label}. Research use only.")
+    if uncertainty:
+        typer.echo(f"{uncertainty}: expected error (SD, HU) about a noisy full dose")
 
 
 @app.command()
@@ -860,17 +869,19 @@ def train(
 @app.command()
 def view(
     before: Annotated[Path, typer.Argument(help="A CT file or folder.", show_default=False)],
-    after: Annotated[Path, typer.Argument(help="The same, denoised.", show_default=False)],
+    after: Annotated[
+        Path | None, typer.Argument(help="The same, denoised; without it BEFORE is shown alone.")
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 0,
     no_browser: Annotated[
         bool, typer.Option("--no-browser", help="Only print the address.")
     ] = False,
     window: WindowHU = None,
 ) -> None:
-    """Look at a series before and after, in the browser of this machine."""
+    """Look at a series, alone or before and after, in the browser of this machine."""
     with _extra("node"):
-        from cddnet.node.serving import serve_pair
-    from cddnet.node.pairs import LocalPair
+        from cddnet.node.web.serving import serve_pair
+    from cddnet.node.web.pairs import LocalPair
 
     serve_pair(LocalPair(before, after, window), port, browser=not no_browser, say=typer.echo)
 
@@ -893,7 +904,7 @@ def node(context: typer.Context, config: NodeFile = None) -> None:
         return
     if config is None:
         raise typer.BadParameter("give --config and a file such as deploy/node.yaml.")
-    from cddnet.node.config import load_node
+    from cddnet.node.settings.config import load_node
 
     checked = load_node(config)
     with _extra("node"):
@@ -912,8 +923,8 @@ def rules_test(
     """Say what the rules decide on files, and why. Quotes their headers; nothing is sent."""
     if config is None:
         raise typer.BadParameter("give --config and a file such as deploy/node.yaml.")
-    from cddnet.node.config import load_node
-    from cddnet.node.rules import explain
+    from cddnet.node.settings.config import load_node
+    from cddnet.node.work.explain import explain
 
     typer.echo(explain(files, load_node(config).rules, calling_ae))
 
@@ -934,6 +945,9 @@ def archive(
     image_type: Annotated[ImageType, typer.Option(help="DICOM ImageType, value 2.")] = (
         ImageType.secondary
     ),
+    force: Annotated[
+        bool, typer.Option("--force", help="Also what the fitness check refuses; recorded.")
+    ] = False,
     workers: Annotated[
         int, typer.Option(min=0, help="Processes, a thread each; 0: this one, without Dask.")
     ] = 2,
@@ -963,10 +977,10 @@ def archive(
     """Denoise every CT series of an archive, on any number of workers; goes on after a stop."""
     from datetime import datetime
 
-    from cddnet.node.archive import ArchiveOptions, Progress
-    from cddnet.node.archive import archive as denoise_archive
-    from cddnet.node.archive_pace import Pace, Window
-    from cddnet.node.parts import ClientTls
+    from cddnet.node.archive.pace import Pace, Window
+    from cddnet.node.archive.run import ArchiveOptions, Progress
+    from cddnet.node.archive.run import archive as denoise_archive
+    from cddnet.node.settings.parts import ClientTls
 
     if (certificate is None) != (key is None):
         raise typer.BadParameter("--certificate and --key belong together; give both or neither.")
@@ -981,6 +995,7 @@ def archive(
         model=model,
         strength=strength,
         image_type=image_type.value,
+        force=force,
         workers=workers,
         scheduler=scheduler,
         pace=Pace(per_hour=per_hour, window=Window.parse(between) if between else None),

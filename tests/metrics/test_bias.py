@@ -149,3 +149,50 @@ def test_a_body_smaller_than_the_square_has_no_local_mean():
     inside = np.zeros(SHAPE, np.bool_)
     inside[15:35, 20:170] = True
     assert largest_local_mean_hu(np.ones(SHAPE), 0.8, inside) is None
+
+
+def test_tissue_is_chosen_after_a_blur_of_two_pixels():
+    """A bright pixel of height A raises its place by A / (2 pi sigma^2)."""
+    for smoothed_hu, kept in ((138.0, True), (142.0, False)):
+        hu = body()
+        hu[105, 65] += (smoothed_hu - TRUE_HU["organ"]) * 2 * np.pi * 2.0**2
+        assert tissue_masks(hu)["organ"][105, 65] == kept
+
+
+def test_three_pixels_of_every_edge_are_left_out():
+    """Of the block of organ, 40 x 50 pixels, the smoothed edge of which stays in its place."""
+    between = (TRUE_HU["organ"] + TRUE_HU["soft"]) / 2
+    assert TISSUES_HU["organ"][0] == between
+    found = tissue_masks(body())["organ"][85:125, 40:90]
+    expected = np.zeros((40, 50), bool)
+    expected[3:-3, 3:-3] = True
+    inner = np.s_[10:30, 10:40]
+    assert np.array_equal(found[:, inner[1]], expected[:, inner[1]])
+    assert np.array_equal(found[inner[0]], expected[inner[0]])
+
+
+def test_only_squares_that_lie_whole_in_image_and_body_count(rng):
+    change, side = rng.normal(0, 1, (27, 33)), 5
+    change[0, 0] = 400.0
+    body = np.ones(change.shape, bool)
+    body[10, 12] = False
+    means = [
+        change[row : row + side, column : column + side].mean()
+        for row in range(27 - side + 1)
+        for column in range(33 - side + 1)
+        if body[row : row + side, column : column + side].all()
+    ]
+    expected = max(means, key=abs)
+    assert largest_local_mean_hu(change, 1.0, body, side_mm=5.0) == pytest.approx(expected)
+    assert abs(expected - 16) < 2
+
+
+def test_means_are_those_of_the_masked_pixels(rng):
+    pairs = [(body() + rng.normal(0, 4, SHAPE), rng.normal(0, 9, (2, *SHAPE))) for _ in range(2)]
+    for name, found in tissue_means(pairs).items():
+        masks = [tissue_masks(reference)[name] for reference, _ in pairs]
+        reference = [image[mask] for (image, _), mask in zip(pairs, masks, strict=True)]
+        tests = [image[:, mask] for (_, image), mask in zip(pairs, masks, strict=True)]
+        assert found.reference_hu == pytest.approx(np.concatenate(reference).mean(), rel=1e-12)
+        mean_hu = np.concatenate(tests, axis=1).mean(axis=1)
+        assert found.test_hu == pytest.approx(mean_hu, rel=1e-12, abs=1e-12)

@@ -47,3 +47,23 @@ def test_a_smaller_object_beside_the_body_is_left_out(chest):
 
 def test_every_pixel_where_nothing_is_found():
     assert body_mask(np.full((33, 47), -1000.0)).all()
+
+
+@pytest.mark.parametrize(("thickness", "stays"), [(5, False), (6, False), (7, True)])
+def test_what_is_thinner_than_seven_pixels_is_opened_away(thickness, stays):
+    hu = np.full((60, 80), -1000.0)
+    hu[20 : 20 + thickness, 10:70] = 100
+    found = body_mask(hu)
+    assert found.all() != stays
+    if stays:
+        # An opening by three crosses cuts corners, three pixels at most.
+        assert found[20:27, 13:67].all()
+        assert not found[hu < 0].any()
+
+
+def test_the_body_is_what_lies_above_minus_500_hu():
+    hu = np.full((40, 40), -1000.0)
+    hu[8:32, 8:32] = -495
+    assert not body_mask(hu).all()
+    hu[8:32, 8:32] = -505
+    assert body_mask(hu).all()

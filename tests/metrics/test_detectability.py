@@ -266,3 +266,54 @@ def test_laguerre_polynomials_are_those_of_the_recurrence():
         made.append(((2 * j + 1 - x) * made[j] - j * made[j - 1]) / (j + 1))
     expected = np.stack(made) * np.sqrt(2) / width_px * np.exp(-x / 2)
     np.testing.assert_allclose(laguerre_gauss(side, width_px), expected, atol=1e-10)
+
+
+def test_a_disc_at_zero_frequency_has_its_content():
+    near, at = disc_task(np.array([1e-9, 0.0]), 7.0, 12.0)
+    assert at == pytest.approx(12 * np.pi * 3.5**2)
+    assert near == pytest.approx(at)
+
+
+def test_the_eye_is_half_a_metre_away_and_sees_true_size_unless_said_otherwise():
+    per_mm = np.linspace(0.05, 3, 60)
+    cycles = per_mm * 500 * np.pi / 180
+    # Burgess 1994: f^1.3 exp(-b f^2) with its top, here 1, at 4 cycles per degree.
+    shape = (cycles / 4) ** 1.3 * np.exp(0.65 * (1 - (cycles / 4) ** 2))
+    assert eye_filter(per_mm) == pytest.approx(shape)
+    assert eye_filter(per_mm, viewing_mm=250, magnification=0.5) == pytest.approx(shape)
+
+
+def test_intervals_are_as_wide_as_the_resamples_spread(rng):
+    trials = white(120, rng)
+    found = channelised_hotelling(trials, 5.0, resampling(trials.place, rng))
+    assert found.resampled.shape == (200,)
+    reach = stats.norm.ppf(0.975) * found.resampled.std(ddof=1)
+    assert found.d_prime.high - found.d_prime.value == pytest.approx(reach, rel=1e-6)
+    assert found.d_prime.value - found.d_prime.low == pytest.approx(reach, rel=1e-6)
+
+
+@pytest.mark.parametrize("places", [20, 21, 34])
+def test_half_of_the_places_trains_and_the_others_test(places, rng):
+    place = np.arange(150) % places
+    samples = resampling(place, rng)
+    assert samples.train.shape == (10, 150)
+    for half in samples.train:
+        assert len(set(place[half])) == places // 2
+        assert not set(place[half]) & set(place[~half])
+    assert samples.times.shape == (201, 150)
+    assert (samples.times[0] == 1).all()
+    first_of_place = samples.times[1:, :places]
+    assert (first_of_place.sum(axis=1) == places).all()
+    assert np.array_equal(samples.times, samples.times[:, place])
+
+
+def test_a_background_that_both_share_changes_nothing(rng):
+    trials = white(200, rng)
+    samples = resampling(trials.place, rng)
+    found = channelised_hotelling(trials, 5.0, samples)
+    vessel = spot(height_hu=70.0, radius_px=3.0)
+    same = channelised_hotelling(
+        Trials(trials.present + vessel, trials.absent + vessel, trials.place), 5.0, samples
+    )
+    assert same.d_prime == pytest.approx(found.d_prime, rel=1e-6)
+    assert same.auc == pytest.approx(found.auc, rel=1e-6)

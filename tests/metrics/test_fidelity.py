@@ -113,3 +113,12 @@ def test_an_empty_mask_is_refused(name):
     image = np.zeros((43, 47), np.float32)
     with pytest.raises(ValueError, match="no pixel"):
         fidelity.METRICS[name][0](image, image, window_hu=WINDOWS[0], mask=image > 0)
+
+
+@every_metric
+def test_the_smallest_side_is_the_smallest_that_can_be_measured(name, rng):
+    metric, smallest = fidelity.METRICS[name].function, fidelity.METRICS[name].smallest_side
+    image, test = rng.normal(40, 20, (2, smallest, smallest + 3))
+    assert np.isfinite(metric(image, test, window_hu=WINDOWS[0]))
+    with pytest.raises(ValueError, match=r"no pixel|sides of"):
+        metric(image[1:], test[1:], window_hu=WINDOWS[0])

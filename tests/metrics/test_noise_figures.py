@@ -223,3 +223,34 @@ def test_bands_without_frequencies_have_no_ratio_and_other_frequencies_are_refus
     assert band_ratios(radial, radial)[-1] is None
     with pytest.raises(ValueError, match="different frequencies"):
         band_ratios(radial, RadialPower(radial.frequency_per_mm * 1.1, radial.power))
+
+
+@pytest.mark.parametrize("at", [1, 2, 7, 8])
+def test_a_peak_beside_the_end_is_placed_between_steps_too(at):
+    """By the vertex of a parabola through three smoothed values, fitted by least squares."""
+    power = np.zeros(11)
+    power[at : at + 4] = (2, 6, 3, 1)[: 11 - at]
+    padded = np.concatenate([power[1:2], power[1:], power[-1:]])
+    smooth = np.convolve(padded, [0.25, 0.5, 0.25], mode="valid")
+    top = int(np.argmax(smooth))
+    second, first, _ = np.polyfit([-1, 0, 1], smooth[top - 1 : top + 2], 2)
+    expected = 0.1 * (1 + top - first / (2 * second))
+    found = peak_frequency_per_mm(RadialPower(0.1 * np.arange(11), power))
+    assert found == pytest.approx(expected, abs=1e-9)
+    assert abs(found - 0.1 * (1 + top)) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("pixel_mm", "window_mm", "side"),
+    [(0.7, 9.0, 13), (1.0, 9.0, 9), (1.0, 3.0, 5), (3.0, 9.0, 5), (10.0, 9.0, 3), (1.0, 0.1, 3)],
+)
+def test_a_window_is_odd_and_never_a_single_pixel(pixel_mm, window_mm, side):
+    assert window_pixels(pixel_mm, window_mm) == side
+
+
+@pytest.mark.parametrize(("frequency_per_mm", "band"), [(0.1, 1), (0.3, 2), (0.5, 3)])
+def test_a_limit_of_bands_belongs_to_the_one_above(frequency_per_mm, band):
+    frequency = np.array([0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    even = RadialPower(frequency, np.ones(8))
+    louder = RadialPower(frequency, 1.0 + (frequency == frequency_per_mm))
+    assert [ratio > 1 for ratio in band_ratios(louder, even)] == [n == band for n in range(4)]

@@ -111,3 +111,25 @@ def test_regions_lose_quadratic_trends_and_nothing_else(rng):
     assert plain.shape == (3, 17, 17)
     # Unbiased in the variance, 4 standard errors of one region.
     assert np.abs(detrended_std(plain) / 5 - 1).max() < 4 / math.sqrt(2 * (17**2 - 6))
+
+
+def test_stacks_of_stacks_of_spectra_have_the_rings_of_each(rng):
+    spectra = rng.random((2, 3, 8, 8))
+    radial = radial_power(spectra, PIXEL_MM)
+    assert radial.power.shape == (2, 3, 5)
+    assert radial.power[1, 2] == pytest.approx(radial_power(spectra[1, 2], PIXEL_MM).power)
+
+
+def test_tissue_is_chosen_after_a_blur_of_two_pixels():
+    """A bright pixel of height A raises its place by A / (2 pi sigma^2)."""
+    for smoothed_hu, flat in ((195.0, True), (205.0, False)):
+        hu = np.full((41, 41), 60.0)
+        hu[20, 20] += (smoothed_hu - 60) * 2 * math.pi * 2.0**2
+        assert (len(flat_corners(hu, 15, step=13)) == 9) == flat
+
+
+@pytest.mark.parametrize(
+    ("hu", "flat"), [(-0.5, False), (0.5, True), (199.5, True), (200.5, False)]
+)
+def test_soft_tissue_lies_between_water_and_200_hu(hu, flat):
+    assert bool(len(flat_corners(np.full((20, 20), hu), 15))) == flat

@@ -162,3 +162,23 @@ def test_no_contrast_is_refused():
     for measure in (task_transfer, centred):
         with pytest.raises(ValueError, match="as bright as its background"):
             measure(np.full(SHAPE, 40.0), PIXEL_MM, ROD)
+
+
+def test_contrast_and_noise_are_those_of_the_whole_ring(rng):
+    stack = blurred_rod(0.6) + rng.normal(0, 25, (3, *SHAPE))
+    for rod in (ROD, Rod(47.0, 66.0, 12.5), Rod(59.0, 85.99, 12.5)):
+        found = task_transfer(stack, PIXEL_MM, rod)
+        rows, columns = np.indices(SHAPE)
+        radius = PIXEL_MM * np.hypot(rows - rod.row, columns - rod.column) / rod.radius_mm
+        ring, inside = (radius > 1.4) & (radius < 1.8), radius < 0.6
+        mean = stack.mean(axis=0)
+        assert found.contrast_hu == pytest.approx(mean[inside].mean() - mean[ring].mean())
+        variance = [image[ring].var(ddof=1) for image in stack]
+        assert found.noise_hu == pytest.approx(math.sqrt(np.mean(variance)))
+
+
+def test_a_total_cnr_of_15_is_enough():
+    found = task_transfer(blurred_rod(0.6), PIXEL_MM, ROD)
+    exact = found._replace(contrast_hu=-150.0, noise_hu=20.0, slices=4)
+    assert exact.is_sufficient
+    assert not exact._replace(noise_hu=20.01).is_sufficient

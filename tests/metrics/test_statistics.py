@@ -108,3 +108,9 @@ def test_one_patient_proves_nothing(rng):
     for function in (bootstrap_interval, paired_test):
         with pytest.raises(ValueError, match="two"):
             function(np.array([1.0]), rng)
+
+
+def test_sixteen_patients_are_enumerated_and_seventeen_are_not(rng):
+    differences = np.linspace(-1, 3, EXACT_PATIENTS + 1)
+    assert paired_test(differences[1:], rng).name.startswith("exact")
+    assert "random flips" in paired_test(differences, rng, flips=50).name

@@ -5,7 +5,13 @@ import pytest
 from scipy import ndimage
 
 from cddnet.errors import CddnetError
-from cddnet.metrics.structure import residual_power, residual_structure, scanning_frc
+from cddnet.metrics.structure import (
+    ScanningFrc,
+    _crossings,
+    residual_power,
+    residual_structure,
+    scanning_frc,
+)
 
 SIDE, PIXEL_MM = 193, 0.7
 
@@ -190,3 +196,69 @@ def test_other_sizes_are_refused(anatomy):
         scanning_frc(anatomy, anatomy[:-1], pixel_mm=PIXEL_MM)
     with pytest.raises(CddnetError, match="at least 64"):
         scanning_frc(anatomy[:60], anatomy[:60], pixel_mm=PIXEL_MM)
+
+
+def test_what_lies_outside_the_mask_does_not_count(anatomy, rng):
+    """Neither for the correlation nor for what it is by chance."""
+    source = anatomy + smooth_noise(anatomy.shape, rng)
+    output = ndimage.gaussian_filter(source, 1.0)
+    mask = np.zeros(anatomy.shape, bool)
+    mask[30:140, 30:150] = True
+    beyond = ~ndimage.binary_dilation(mask, iterations=14)
+    loud = source + np.where(mask, 0.0, 500 * rng.standard_normal(source.shape))
+    strange = np.where(beyond, 300.0 * rng.standard_normal(anatomy.shape), anatomy)
+    found = residual_structure(anatomy, source, output, mask=mask)
+    changed = residual_structure(strange, loud, output, mask=mask)
+    assert tuple(changed) == pytest.approx(tuple(found), rel=1e-6)
+
+
+def test_patches_are_those_whose_centre_lies_in_the_mask(anatomy):
+    mask = np.zeros(anatomy.shape, bool)
+    mask[40:140, 45:100] = True
+    mask[96, 96] = False
+    found = scanning_frc(anatomy, anatomy, pixel_mm=PIXEL_MM, step=16, mask=mask)
+    expected = [
+        (row, column)
+        for row in range(0, SIDE - 63, 16)
+        for column in range(0, SIDE + 20 - 63, 16)
+        if mask[row + 32, column + 32]
+    ]
+    assert found.corners.tolist() == [list(corner) for corner in expected]
+    assert 3 < len(expected) < 40
+
+
+def test_patches_overlap_by_half_unless_said_otherwise(anatomy):
+    corners = scanning_frc(anatomy, anatomy, pixel_mm=PIXEL_MM).corners
+    rows, columns = (sorted(set(axis)) for axis in corners.T.tolist())
+    # The last ones end with the image: 193 and 213 pixels.
+    assert rows == [0, 32, 64, 96, 128]
+    assert columns == rows
+
+
+def test_what_one_image_alone_holds_agrees_with_nothing(anatomy):
+    found = scanning_frc(anatomy, np.zeros_like(anatomy), pixel_mm=PIXEL_MM)
+    assert not found.frc.any()
+    assert (found.crossing_per_mm < 1 / (64 * PIXEL_MM)).all()
+
+
+def test_every_patch_fits_whole(rng):
+    image = rng.standard_normal((95, 127))
+    corners = scanning_frc(image, image, pixel_mm=PIXEL_MM).corners
+    assert corners.tolist() == [[0, 0], [0, 32]]
+
+
+def test_a_crossing_lies_on_the_line_between_two_rings(rng):
+    frequency = np.arange(1, 9) / 5.0
+    falling = np.sort(rng.uniform(0.01, 0.99, (20, 8)), axis=1)[:, ::-1]
+    # At zero frequency images less their means agree; what never falls crosses at the end.
+    for row, found in zip(falling, _crossings(frequency, falling), strict=True):
+        line = np.interp(-0.5, -np.concatenate([[1.0], row]), np.concatenate([[0.0], frequency]))
+        assert found == pytest.approx(line)
+    assert _crossings(frequency, np.full((1, 8), 0.5)) == frequency[-1]
+
+
+def test_shares_of_crossings_are_percentiles():
+    crossing = np.arange(101.0)
+    frc = ScanningFrc(np.zeros((101, 2), int), np.ones(1), np.ones((101, 1)), crossing)
+    shares = {"least": 0, "5 %": 5, "25 %": 25, "median": 50, "75 %": 75, "most": 100}
+    assert frc.distribution() == pytest.approx(shares)

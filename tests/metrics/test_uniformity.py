@@ -77,3 +77,20 @@ def test_another_material_in_a_region_is_refused(at_mm):
 def test_a_cylinder_outside_the_image_is_refused():
     with pytest.raises(ValueError, match="more than the cylinder's material"):
         uniformity(np.zeros(SHAPE), PIXEL_MM, Cylinder(20.0, 144.8, 90.0), free())
+
+
+def test_regions_end_four_millimetres_inside_the_edge_and_are_sixteen_wide():
+    """On a plane of 1 HU per mm a region shows the place of its middle; on a parabola its width."""
+    pixel_mm, radius_mm = 0.25, 60.0
+    centred_mm = (np.arange(601) - 300) * pixel_mm
+    across_mm, down_mm = np.meshgrid(centred_mm, centred_mm)
+    free = np.ones(across_mm.shape, bool)
+    cylinder = Cylinder(300, 300, radius_mm)
+    plane = uniformity(across_mm + 3 * down_mm, pixel_mm, cylinder, free)
+    assert plane.centre_hu == pytest.approx(0, abs=1e-9)
+    above, right, below, left = plane.edges_hu
+    assert (above, below) == pytest.approx((-3 * 48, 3 * 48), abs=0.1)
+    assert (right, left) == pytest.approx((48, -48), abs=0.1)
+    # The mean square of the distance over a disc is half its radius squared.
+    square = uniformity(across_mm**2 + down_mm**2, pixel_mm, cylinder, free)
+    assert square.centre_hu == pytest.approx(8.0**2 / 2, rel=0.02)

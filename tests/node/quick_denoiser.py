@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from small_node import shifted
 
 from cddnet.models._cards import read_card
-from cddnet.node._archive_manifest import Manifest
+from cddnet.node.archive.manifest import Manifest
 from cddnet.runtime import store
 from cddnet.workflows import denoise
 
@@ -19,7 +19,7 @@ class Quick:
         self.slices, self.volumes, self.errors = 0, 0, []
         self.sha256 = read_card(store.find("default")).sha256
 
-    def __call__(self, volume, model, strength):
+    def __call__(self, volume, options):
         self.volumes += 1
         if self.errors:
             raise self.errors.pop(0)
@@ -28,7 +28,9 @@ class Quick:
             self.slices += 1
             return volume.read_slice(index)
 
-        derived = shifted(replace(volume, read_slice=counted), SimpleNamespace(strength=strength))
+        derived = shifted(
+            replace(volume, read_slice=counted), SimpleNamespace(strength=options.strength)
+        )
         steps = [replace(step, weights_sha256=self.sha256) for step in derived.derivation]
         return replace(derived, derivation=tuple(steps), headers=volume.headers)
 
@@ -36,7 +38,7 @@ class Quick:
 def quick_archive(monkeypatch):
     """Install the denoiser, and do without waiting for the disk."""
     denoiser = Quick()
-    monkeypatch.setattr(denoise, "denoise_volume", denoiser)
+    monkeypatch.setattr(denoise, "denoise_with", denoiser)
     # Without waiting for the disk the order of steps is the same.
     monkeypatch.setattr(os, "fsync", lambda _: None)
     opened = Manifest.__init__

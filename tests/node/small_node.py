@@ -17,7 +17,7 @@ from pynetdicom.sop_class import (
     Verification,
 )
 
-from cddnet.node.config import NodeConfig
+from cddnet.node.settings.config import NodeConfig
 from cddnet.node.station import Station, Surroundings
 from cddnet.volume import Derivation
 
@@ -235,7 +235,7 @@ def _report(association, report, kind):
 
 def received(station, datasets, caller="SCANNER"):
     """Put data sets into a station as its receiver would, without a network."""
-    from cddnet.node.records import Instance
+    from cddnet.node.store.records import Instance
 
     for dataset in datasets:
         stream = io.BytesIO()

@@ -12,8 +12,8 @@ import numpy as np
 import cddnet
 from cddnet.errors import DicomError
 from cddnet.formats import read_volume, write_volume
-from cddnet.node.records import OutputRow, SeriesRow, Version
-from cddnet.node.views import NodeSources
+from cddnet.node.store.records import OutputRow, SeriesRow, Version
+from cddnet.node.web.views import NodeSources
 from cddnet.volume import Derivation
 
 DEMO = Path(cddnet.__file__).parent / "data" / "demo" / "series"
@@ -118,7 +118,7 @@ def node_sources(folder, take=None):
 @contextmanager
 def served(page):
     """The address of a page that is really listening."""
-    from cddnet.node.serving import listen, server
+    from cddnet.node.web.serving import listen, server
 
     sock = listen("127.0.0.1", 0)
     running = server(page)

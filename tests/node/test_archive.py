@@ -21,12 +21,12 @@ from quick_denoiser import quick_archive
 from small_node import FAMILY, ROOT, SHIFT_HU, ct
 
 from cddnet.errors import CddnetError
-from cddnet.node import archive_query
-from cddnet.node._archive_manifest import FILE, Manifest, Outcome
-from cddnet.node._archive_series import _told, noise_levels_hu
-from cddnet.node.archive import LOG_FILE, ArchiveOptions, archive
-from cddnet.node.archive_pace import Pace, Window
-from cddnet.node.images import hidden
+from cddnet.node.archive.manifest import FILE, Manifest, Outcome
+from cddnet.node.archive.pace import Pace, Window
+from cddnet.node.archive.query import is_query, parse_query
+from cddnet.node.archive.run import LOG_FILE, ArchiveOptions, archive
+from cddnet.node.archive.series import _told, noise_levels_hu
+from cddnet.node.store.images import hidden
 
 CREATED = datetime(2026, 2, 3, 12, 5, 6, tzinfo=timezone.utc)
 moments = st.datetimes(min_value=datetime(2020, 1, 1), max_value=datetime(2030, 1, 1))
@@ -345,18 +345,18 @@ def test_series_begin_at_the_rate(quick, tmp_path):
 )
 def test_an_address_that_cannot_be_asked_is_refused(source, why):
     with pytest.raises(CddnetError, match=why) as caught:
-        archive_query.parse_query(source)
+        parse_query(source)
     assert "secret" not in str(caught.value)
     assert "Zyx" not in str(caught.value)
 
 
 def test_an_address_is_taken_apart():
-    query = archive_query.parse_query("dicom://PACS@host:104?StudyDate=20240101-&StationName=CT1")
+    query = parse_query("dicom://PACS@host:104?StudyDate=20240101-&StationName=CT1")
     assert query.remote.address == "dicom://PACS@host:104"
     assert (query.studies, query.series) == ({"StudyDate": "20240101-"}, {"StationName": "CT1"})
-    query = archive_query.parse_query("https://pacs/dicom-web/?StudyDate=20240101")
+    query = parse_query("https://pacs/dicom-web/?StudyDate=20240101")
     assert query.remote.address == "https://pacs/dicom-web"
-    assert not archive_query.is_query("folder")
+    assert not is_query("folder")
 
 
 def test_a_manifest_that_is_none_is_refused(tmp_path):
@@ -401,7 +401,7 @@ def begin(source, out, workers, **environment):
         "import sys\n"
         "from pathlib import Path\n"
         "from datetime import datetime\n"
-        "from cddnet.node.archive import ArchiveOptions, archive\n"
+        "from cddnet.node.archive.run import ArchiveOptions, archive\n"
         "if __name__ == '__main__':\n"
         f"    archive(ArchiveOptions(source={str(source)!r}, out=Path({str(out)!r}), "
         f"workers={workers}, created=datetime.fromisoformat({CREATED.isoformat()!r})), "

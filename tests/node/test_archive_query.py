@@ -24,9 +24,9 @@ from quick_denoiser import quick_archive
 from small_node import FAMILY, ROOT, ct, free_port, send
 
 from cddnet.formats.dicom import read_files
-from cddnet.node.archive import ArchiveOptions, archive
-from cddnet.node.archive_query import QueryError, fetch, find, parse_query
-from cddnet.node.images import hidden
+from cddnet.node.archive.query import QueryError, fetch, find, parse_query
+from cddnet.node.archive.run import ArchiveOptions, archive
+from cddnet.node.store.images import hidden
 from peers import require
 
 CREATED = datetime(2026, 2, 3, 12, 5, 6, tzinfo=timezone.utc)

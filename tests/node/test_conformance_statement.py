@@ -11,8 +11,12 @@ from pydicom import uid
 from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID
 
 from cddnet.formats._derived_headers import IMPLEMENTATION_UID
-from cddnet.node import arriving, intake, receive, send, send_dicom, send_web
-from cddnet.node.config import NodeConfig
+from cddnet.node.receive import arriving, intake
+from cddnet.node.receive import receiver as receive
+from cddnet.node.send import dicom as send_dicom
+from cddnet.node.send import sender as send
+from cddnet.node.send import web as send_web
+from cddnet.node.settings.config import NodeConfig
 
 TEXT = (Path(__file__).parents[2] / "docs" / "conformance.md").read_text(encoding="utf-8")
 

@@ -9,11 +9,11 @@ import pytest
 from small_node import Clock, quick
 
 from cddnet.errors import CddnetError
-from cddnet.node.database import Database
-from cddnet.node.deliveries import Deliveries, backoff_s
-from cddnet.node.journal import Journal
-from cddnet.node.parts import Retries
-from cddnet.node.records import Instance, Made
+from cddnet.node.settings.parts import Retries
+from cddnet.node.store.database import Database
+from cddnet.node.store.deliveries import Deliveries, backoff_s
+from cddnet.node.store.journal import Journal
+from cddnet.node.store.records import Instance, Made
 
 SPEC = {"model": "m@1", "strength": 0.8, "destinations": ["a", "b"]}
 QUIET_S = 60.0

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ValidationError
 
 from cddnet.config import ConfigError
 from cddnet.errors import ModelError
-from cddnet.node import config as module
-from cddnet.node.config import NodeConfig, load_node
-from cddnet.node.parts import Part
+from cddnet.node.settings import config as module
+from cddnet.node.settings.config import NodeConfig, load_node
+from cddnet.node.settings.parts import Part
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "node.yaml"
 LEAST = {"allowed_callers": ["CT1"], "folder": "state"}
@@ -216,7 +216,7 @@ def test_the_documentation_lists_the_keys_of_the_smaller_parts():
 
 
 def test_the_documentation_lists_exactly_the_figures_and_engines_there_are(tmp_path):
-    from cddnet.node.metrics import NodeMetrics
+    from cddnet.node.watch.metrics import NodeMetrics
     from cddnet.runtime import engines
 
     class Empty:

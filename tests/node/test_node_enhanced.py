@@ -11,7 +11,7 @@ from small_node import SHIFT_HU, Archive, archive_at, ct, node_config, send, shi
 from cddnet.formats.dicom import read_files
 from cddnet.node.service import Node
 from cddnet.node.station import Surroundings
-from cddnet.node.views import NodeSources
+from cddnet.node.web.views import NodeSources
 from formats.dicom_series import ROOT, SIZE, enhanced_dataset, save
 
 FRAMES = 4

@@ -376,7 +376,7 @@ def kept(folder):
 
 def settled(folder):
     """States of all series once none of them changes any more."""
-    from cddnet.node.journal import Journal
+    from cddnet.node.store.journal import Journal
 
     journal = Journal(folder / "node" / "journal.sqlite")
     until = time.monotonic() + 90

@@ -23,10 +23,10 @@ from pydicom.data import get_testdata_file
 import cddnet.node
 from cddnet.errors import CddnetError, DicomError
 from cddnet.formats import read_volume
-from cddnet.node.config import NodeConfig
-from cddnet.node.log import NodeLog
-from cddnet.node.secret import FILE, HASH_DIGITS, Pseudonyms
-from cddnet.node.vocabulary import CONFIGURED, KINDS, REASONS, UIDS, Event
+from cddnet.node.settings.config import NodeConfig
+from cddnet.node.store.secret import FILE, HASH_DIGITS, Pseudonyms
+from cddnet.node.watch.log import NodeLog
+from cddnet.node.watch.vocabulary import CONFIGURED, KINDS, REASONS, UIDS, Event
 
 MARK = "Zyxwvut"
 CONFIG = {
@@ -249,7 +249,7 @@ def test_several_that_start_at_once_agree_on_the_key(tmp_path):
 
 def calls():
     """(file, event, names of fields) of every call of `log.event` and `log.error` in the node."""
-    for file in Path(cddnet.node.__file__).parent.glob("*.py"):
+    for file in Path(cddnet.node.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and re.search(
                 r"\blog\.(event|error)$", ast.unparse(node.func)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from cddnet import __version__
-from cddnet.node.config import NodeConfig
-from cddnet.node.metrics import NodeMetrics
-from cddnet.node.vocabulary import REASONS, STATES
+from cddnet.node.settings.config import NodeConfig
+from cddnet.node.watch.metrics import NodeMetrics
+from cddnet.node.watch.vocabulary import REASONS, STATES
 
 PLACE = {"kind": "dicom", "host": "h", "port": 1, "ae_title": "P"}
 

@@ -16,8 +16,8 @@ from pynetdicom.sop_class import CTImageStorage
 from raw_dicom import Caller, accepted, encoded, request
 from small_node import ROOT, Archive, archive_at, ct, free_port, node_config, quick_retries, send
 
-from cddnet.node.journal import Journal
-from cddnet.node.metrics import NodeMetrics
+from cddnet.node.store.journal import Journal
+from cddnet.node.watch.metrics import NodeMetrics
 
 MARK = "zqxmark"
 DAY = "19310307"

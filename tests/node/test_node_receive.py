@@ -25,8 +25,8 @@ from pynetdicom.sop_class import (
 from raw_dicom import ABORT, Caller, accepted, command, pdata, pdu, request
 from small_node import FAMILY, archive_at, associate, ct, node_config, send, station_at
 
-from cddnet.node import images
-from cddnet.node.receive import Receiver
+from cddnet.node.receive.receiver import Receiver
+from cddnet.node.store import images
 
 FULL, MISMATCH, DAMAGED, FORBIDDEN = 0xA700, 0xA900, 0xC000, 0x0124
 
@@ -108,6 +108,33 @@ def test_a_duplicate_is_confirmed_and_changes_nothing(listening):
     assert [path.read_bytes() for path in kept(station)] == before, "the first one stays"
     assert station.journal.database.number("SELECT generation FROM series") == generation
     assert "different_bytes" in station.told.getvalue()
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_instance_of_two_series_is_one_file_and_leaves_no_orphan(listening, lost):
+    """On the disk is what the journal knows, nothing else, and after a purge nothing at all."""
+    station = listening()
+    one, other = ct(0, series=1), ct(0, series=2)
+    other.SOPInstanceUID = one.SOPInstanceUID
+    assert send(port(station), [one]) == [0]
+    if lost:
+        kept(station)[0].unlink()
+    assert send(port(station), [other, one, other]) == [0, 0, 0]
+
+    def on_disk():
+        return {str(path.relative_to(station.config.folder)) for path in kept(station)}
+
+    (known,) = station.journal.files()
+    assert on_disk() == {known[0]}
+    assert dcmread(kept(station)[0]).SeriesInstanceUID == (other if lost else one).SeriesInstanceUID
+    ends = station.journal.clock() + 100
+    station.journal.clock = lambda: ends
+    for due in station.journal.due(0.2):
+        assert station.journal.decide(due, None, ())
+    series = [uid for uid, _ in station.deliveries.disposable()]
+    assert sum(station.deliveries.purge(uid, station.images.remove) for uid in series) == 1
+    assert on_disk() == set()
+    assert station.journal.files() == []
 
 
 def test_a_lost_file_of_a_known_instance_is_taken_again(listening):

@@ -24,11 +24,11 @@ from small_node import (
 )
 
 from cddnet.errors import CddnetError
-from cddnet.node.send import Sender, Unreachable, carrier_of
-from cddnet.node.send_web import outcome_of
+from cddnet.node.send.sender import Sender, Unreachable, carrier_of
+from cddnet.node.send.web import outcome_of
 from cddnet.node.service import Node
 from cddnet.node.station import Surroundings
-from cddnet.node.work import Worker
+from cddnet.node.work.worker import Worker
 
 # The library leaves sockets of connections that broke to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -13,13 +13,13 @@ from pynetdicom.sop_class import CTImageStorage, Verification
 from small_node import Archive, Clock, archive_at, ct, node_config, received, shifted, station_at
 
 from cddnet.config import ConfigError
-from cddnet.node.archive_query import QueryError, find, parse_query
-from cddnet.node.parts import ClientTls, ServerTls
-from cddnet.node.receive import Receiver
-from cddnet.node.send import Sender, carrier_of
+from cddnet.node.archive.query import QueryError, find, parse_query
+from cddnet.node.receive.receiver import Receiver
+from cddnet.node.send.sender import Sender, carrier_of
 from cddnet.node.service import Node
-from cddnet.node.tls import client_tls, server_tls
-from cddnet.node.work import Worker
+from cddnet.node.settings.parts import ClientTls, ServerTls
+from cddnet.node.settings.tls import client_tls, server_tls
+from cddnet.node.work.worker import Worker
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

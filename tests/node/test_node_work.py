@@ -21,10 +21,11 @@ from small_node import (
 
 from cddnet.errors import DicomError, ModelError
 from cddnet.formats.dicom import read_files
-from cddnet.node import database, images, work
-from cddnet.node.rules import Output
 from cddnet.node.service import Cleaner
-from cddnet.node.work import Worker, denoise_output
+from cddnet.node.settings.rules import Order
+from cddnet.node.store import database, images
+from cddnet.node.work import worker
+from cddnet.node.work.worker import Worker, denoise_output
 
 
 class Killed(BaseException):
@@ -139,7 +140,11 @@ def test_interleaved_series_stay_apart(station, clock):
 
 def steps_that_last(monkeypatch, act):
     """Call `act` before everything that changes the disk: a name, a flush, a transaction."""
-    for module, name in ((work.os, "replace"), (images, "flush_folder"), (work, "flush_folder")):
+    for module, name in (
+        (worker.os, "replace"),
+        (images, "flush_folder"),
+        (worker, "flush_folder"),
+    ):
         before = getattr(module, name)
 
         def step(*arguments, before=before):
@@ -154,8 +159,8 @@ def steps_that_last(monkeypatch, act):
         return begin(self)
 
     monkeypatch.setattr(database.Database, "transaction", transaction)
-    write = work.write_volume
-    monkeypatch.setattr(work, "write_volume", lambda *told: (write(*told), act()))
+    write = worker.write_volume
+    monkeypatch.setattr(worker, "write_volume", lambda *told: (write(*told), act()))
 
 
 def test_killed_before_any_step_it_goes_on_to_the_same_objects(tmp_path, monkeypatch):
@@ -281,7 +286,7 @@ def test_what_passes_is_tried_again_and_then_left_to_a_person(station, clock):
     received(station, [ct(0)])
     for _ in range(6):
         worked(station, clock, broken)
-    assert len(calls) == work.ATTEMPTS
+    assert len(calls) == worker.ATTEMPTS
     (row,) = station.journal.queue()
     assert (row.state, row.error) == ("failed", "no weights.")
     assert station.journal.retry(row.key)
@@ -388,16 +393,16 @@ def test_engine_and_device_reach_the_network(station, clock, monkeypatch):
 
     def stub(volume, options):
         asked.append(options)
-        return shifted(volume, Output(destinations=("pacs",)))
+        return shifted(volume, Order(destinations=("pacs",)))
 
     monkeypatch.setattr(denoise, "denoise_with", stub)
-    output = Output(engine="torch_eager", strength=0.25, destinations=("pacs",))
+    output = Order(engine="torch_eager", strength=0.25, destinations=("pacs",))
     denoise_output(_volume(station), output, device="cpu")
     (options,) = asked
     told = (options.engine, options.device, options.strength, options.image_type)
     assert told == ("torch_eager", "cpu", 0.25, "SECONDARY")
     with pytest.raises(ValueError, match="no such engine"):
-        Output(engine="abacus", destinations=("pacs",))
+        Order(engine="abacus", destinations=("pacs",))
 
 
 def _volume(station):
@@ -418,5 +423,5 @@ def test_localizers_are_called_so_and_late_slices_are_in_the_audit(station, cloc
 
 
 def test_enhanced_ct_and_errors_are_told_apart():
-    assert work.readable(DicomError("series 1.2.840.1.2: bad")) == "series (UID): bad"
-    assert work.readable(KeyError("x")) == "KeyError"
+    assert worker.readable(DicomError("series 1.2.840.1.2: bad")) == "series (UID): bad"
+    assert worker.readable(KeyError("x")) == "KeyError"

@@ -25,14 +25,14 @@ from small_page import (
 
 from cddnet.errors import CddnetError, GeometryError
 from cddnet.formats import read_volume
-from cddnet.node.pairs import LocalPair, Pair
-from cddnet.node.uploads import Limits, UploadRefused, save_body, take_upload
-from cddnet.node.views import NodeSources
+from cddnet.node.web.pairs import LocalPair, Pair
+from cddnet.node.web.uploads import Limits, UploadRefused, save_body, take_upload
+from cddnet.node.web.views import NodeSources
 
 TestClient = pytest.importorskip("fastapi.testclient").TestClient
 
-from cddnet.node.access import COOKIE, Access  # noqa: E402
-from cddnet.node.http import app  # noqa: E402
+from cddnet.node.web.access import COOKIE, Access  # noqa: E402
+from cddnet.node.web.http import app  # noqa: E402
 
 HERE = "http://localhost:8080"
 LIMITS = Limits(body_bytes=2**24, total_bytes=2**23, entries=40, smallest_free_bytes=0)
@@ -188,7 +188,7 @@ def test_a_wrong_token_is_refused(locked, value):
 
 
 def test_login_gives_a_cookie_that_scripts_cannot_read(locked, monkeypatch):
-    monkeypatch.setattr("cddnet.node.http._WRONG_TOKEN_WAIT_S", 0)
+    monkeypatch.setattr("cddnet.node.web.http._WRONG_TOKEN_WAIT_S", 0)
     assert locked.post("/api/login", json={"token": "x" * 20}).status_code == 401
     assert locked.get("/api/queue").status_code == 401
     answer = locked.post("/api/login", json={"token": TOKEN})
@@ -202,7 +202,7 @@ def test_login_gives_a_cookie_that_scripts_cannot_read(locked, monkeypatch):
     for forged in (f"{int(until) + 1}.{seal}", f"{until}.{seal[:-1]}", ".", "a.b"):
         assert locked.get("/api/queue", headers={"Cookie": f"{COOKIE}={forged}"}).status_code == 401
     now = time.time()
-    monkeypatch.setattr("cddnet.node.access.time.time", lambda: now + 13 * 3600)
+    monkeypatch.setattr("cddnet.node.web.access.time.time", lambda: now + 13 * 3600)
     cookie = {"Cookie": f"{COOKIE}={until}.{seal}"}
     assert locked.get("/api/queue", headers=cookie).status_code == 401
 
@@ -483,12 +483,25 @@ def test_what_was_removed_after_its_time_is_said_to_be(client):
     assert client.get(f"/api/series/{GONE}").json()["removed"]
 
 
-def test_without_its_originals_a_result_can_still_be_downloaded(tmp_path):
+def test_without_its_originals_a_result_is_shown_alone_and_can_be_downloaded(tmp_path):
     sources = node_sources(node_folder(tmp_path))
     client = TestClient(app(sources, Access()), base_url=HERE)
     (every,) = sources._journal.versions(OUTPUT)
     (tmp_path / "inbox" / "a" / "0003.dcm").unlink()
     sources._journal.versions = lambda key: [every]
-    answer = client.get(f"/api/pairs/{OUTPUT}")
-    assert (answer.status_code, "download it" in answer.text) == (410, True)
+    told = client.get(f"/api/pairs/{OUTPUT}").json()
+    assert (told["slices"], [layer["name"] for layer in told["layers"]]) == (12, ["after"])
+    shown = np.frombuffer(client.get(f"/api/pairs/{OUTPUT}/after/3").content, "<i2")
+    expected = read_volume(tmp_path / "outbox" / "a").hu[3]
+    assert np.array_equal(shown, np.rint(expected).ravel())
+    for layer in ("before", "noise"):
+        assert client.get(f"/api/pairs/{OUTPUT}/{layer}/3").status_code == 404
     assert client.get(f"/api/download/{OUTPUT}.zip").status_code == 200
+
+
+def test_one_local_series_is_shown_alone():
+    client = TestClient(app(LocalPair(DEMO, None), Access()), base_url=HERE)
+    told = client.get("/api/pairs/pair").json()
+    assert [layer["label"] for layer in told["layers"]] == ["series"]
+    shown = np.frombuffer(client.get("/api/pairs/pair/after/5").content, "<i2")
+    assert np.array_equal(shown, np.rint(read_volume(DEMO).hu[5]).ravel())

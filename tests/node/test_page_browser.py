@@ -18,8 +18,8 @@ from cddnet.intensity.window import to_grey
 sync_api = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("fastapi")
 
-from cddnet.node.access import Access  # noqa: E402
-from cddnet.node.http import app  # noqa: E402
+from cddnet.node.web.access import Access  # noqa: E402
+from cddnet.node.web.http import app  # noqa: E402
 
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
 FLAGS = [
@@ -138,6 +138,34 @@ def test_windows_are_those_of_numpy(viewer, hu, key, window_hu):
         assert (drawn[..., 0] == expected).mean() > 0.999
         assert (drawn[..., 0] == drawn[..., 2]).all()
         assert (drawn[..., 3] == 255).all()
+
+
+def test_a_result_without_its_originals_is_shown_alone(browser, folder, hu):
+    originals, away = folder / "inbox" / "a", folder / "away"
+    originals.rename(away)
+    originals.mkdir()
+    try:
+        with served(app(node_sources(folder), Access())) as url:
+            page, errors = browser.new_page(viewport={"width": 1280, "height": 800}), []
+            page.on("pageerror", lambda error: errors.append(str(error)))
+            page.goto(f"{url}/view#{OUTPUT}")
+            on_slice(page, 6)
+            # Keys that compare do nothing, and keys that measure still do.
+            pressed(page, "d", "n", "a", "1", "r", "Enter")
+            assert page.locator("#modes").is_hidden()
+            assert page.locator("#view-a").is_hidden()
+            drawn = pixels(page, "view-b")[..., 0].astype(int)
+            expected = to_grey(hu["after"][6].astype(np.float64), (-160, 240), 8)
+            assert np.abs(drawn - expected).max() <= 1
+            assert page.locator("#row-before").is_hidden()
+            _, sd = page.locator("#row-after td").all_inner_texts()
+            assert float(sd) > 0
+            assert "SD after" not in page.inner_text("#region-facts")
+            page.close()
+            assert errors == []
+    finally:
+        originals.rmdir()
+        away.rename(originals)
 
 
 def test_dragging_changes_the_window(viewer, hu):

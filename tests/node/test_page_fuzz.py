@@ -9,9 +9,9 @@ pytest.importorskip("fastapi")
 from hypothesis import HealthCheck, Phase, given, settings  # noqa: E402
 from schemathesis.specs.openapi.checks import positive_data_acceptance  # noqa: E402
 
-from cddnet.node.access import Access  # noqa: E402
-from cddnet.node.http import app  # noqa: E402
-from cddnet.node.uploads import Limits  # noqa: E402
+from cddnet.node.web.access import Access  # noqa: E402
+from cddnet.node.web.http import app  # noqa: E402
+from cddnet.node.web.uploads import Limits  # noqa: E402
 
 pytestmark = pytest.mark.slow
 LIMITS = Limits(body_bytes=2**20, total_bytes=2**20, smallest_free_bytes=0)
@@ -25,7 +25,7 @@ def schema(tmp_path_factory):
 
 
 def test_answers_are_as_described(schema, monkeypatch):
-    monkeypatch.setattr("cddnet.node.http._WRONG_TOKEN_WAIT_S", 0)
+    monkeypatch.setattr("cddnet.node.web.http._WRONG_TOKEN_WAIT_S", 0)
     operations = [found.ok() for found in schema.get_all_operations()]
     assert len(operations) >= 10
     for operation in operations:

@@ -11,9 +11,10 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
 from cddnet.errors import DicomError
-from cddnet.node.config import load_node
-from cddnet.node.rules import TEXTS, Conditions, Facts, Output, Rule, decide, explain, facts_of
-from cddnet.node.vocabulary import REASONS
+from cddnet.node.settings.config import load_node
+from cddnet.node.settings.rules import TEXTS, Conditions, Facts, Output, Rule, decide, facts_of
+from cddnet.node.watch.vocabulary import REASONS
+from cddnet.node.work.explain import explain
 
 DEMO = sorted((Path(__file__).parents[2] / "src/cddnet/data/demo/series").glob("*.dcm"))
 CHEST = Facts(
@@ -175,7 +176,8 @@ def test_the_explanation_says_what_was_asked_found_and_done(tmp_path):
     assert "rule 'thin' does not match: thickness_mm 5 is not in 0.5-1.5" in lines[1]
     assert "rule 'thick' matches and decides: thickness_mm 5 is in 2-9" in lines[2]
     assert lines[3] == "  -> model default, strength 50%, to pacs, web"
-    assert "is no DICOM image" in lines[5]
+    assert lines[4] == "  fitness check: fit"
+    assert "is no DICOM image" in lines[6]
     mr = explain([Path(get_testdata_file("MR_small.dcm"))], listed)
     assert "modality is MR, not CT" in mr
     assert mr.splitlines()[-1] == "  -> ignored"

@@ -8,8 +8,8 @@ from pynetdicom.sop_class import MRImageStorage
 from small_node import ct, free_port, node_config, station_at
 
 from cddnet.errors import FormatError
-from cddnet.node.receive import Receiver
-from cddnet.node.web import Web
+from cddnet.node.receive.receiver import Receiver
+from cddnet.node.web.site import Web
 
 
 @pytest.fixture

@@ -282,7 +282,7 @@ class Torture:
 
     def _end(self, node):
         """Let the node send what it does not know to be there, and stop it in order."""
-        from cddnet.node.journal import Journal
+        from cddnet.node.store.journal import Journal
 
         journal = Journal(self.config.folder / "journal.sqlite")
         until = time.monotonic() + 60
@@ -362,7 +362,7 @@ def image_uid(series, index):
 
 
 def main(folder, role, *rest):
-    from cddnet.node.config import NodeConfig
+    from cddnet.node.settings.config import NodeConfig
 
     plan = Plan(**json.loads((folder / "plan").read_text()))
     config = NodeConfig.model_validate_json((folder / "config").read_text())

@@ -4,19 +4,20 @@ import math
 
 import numpy as np
 import pytest
-from scipy import ndimage
+from scipy import integrate, ndimage, stats
 
 from cddnet.formats import read_volume
 from cddnet.physics import phantom
 from cddnet.physics.beam import MU_WATER_PER_MM, Scanner, SliceGeometry
 from cddnet.physics.depth import (
+    _log_variance,
     euclidean_depth,
     predicted_noise_hu,
     radiological_depth,
     shuffled_depth,
 )
 from cddnet.physics.dose import add_noise, insert_noise
-from cddnet.physics.kernel import Kernel
+from cddnet.physics.kernel import CHANNEL_MM, SOFT_KERNEL, Kernel
 from cddnet.workflows.demo import demo_series
 
 GEOMETRY = SliceGeometry(pixel_mm=1.5)
@@ -212,3 +213,43 @@ def test_shuffling_keeps_the_values_and_loses_the_places():
     assert np.array_equal(np.sort(mixed, axis=None), np.sort(depth, axis=None))
     assert np.corrcoef(mixed.ravel(), depth.ravel())[0, 1] < 0.7
     assert np.array_equal(mixed, shuffled_depth(depth, np.random.default_rng(0)))
+
+
+def test_shuffling_moves_whole_blocks_and_leaves_the_rim():
+    depth = np.arange(23 * 35, dtype=np.float32).reshape(23, 35)
+    mixed = shuffled_depth(depth, np.random.default_rng(0), block=5)
+
+    def blocks(values):
+        return {
+            values[r : r + 5, c : c + 5].tobytes() for r in range(0, 20, 5) for c in range(0, 35, 5)
+        }
+
+    assert blocks(mixed) == blocks(depth)
+    assert np.array_equal(mixed[20:], depth[20:])
+    assert not np.array_equal(mixed, depth)
+
+
+@pytest.mark.parametrize("electronic_std", [1.0, 10.0, 30.0])
+def test_the_variance_of_a_starved_logarithm_is_its_integral(electronic_std):
+    """A Gaussian count, read as one below one photon, where rays starve and where they do not."""
+    photons = np.concatenate(
+        [np.geomspace(0.01, 0.3, 5), np.geomspace(100, 1e4, 5) * electronic_std]
+    )
+    normal = np.linspace(-9, 9, 40_001)
+    law = stats.norm.pdf(normal) / stats.norm.pdf(normal).sum()
+    for expected, variance in zip(photons, _log_variance(photons, electronic_std), strict=True):
+        count = expected + math.sqrt(expected + electronic_std**2) * normal
+        logarithm = np.log(np.maximum(count, 1.0))
+        exact = law @ logarithm**2 - (law @ logarithm) ** 2
+        assert variance == pytest.approx(exact, rel=0.01)
+
+
+@pytest.mark.parametrize("kernel", [SOFT_KERNEL, Kernel(cutoff_per_mm=1.87, boost=0.3)])
+def test_predicted_noise_is_the_integral_of_the_squared_filter(kernel):
+    """Kak and Slaney 1988, chapter 5, where nothing attenuates: depth 0 of one ray per pixel."""
+    geometry, scanner = SliceGeometry(pixel_mm=0.8, thickness_mm=2.0), Scanner()
+    photons = 0.3 * scanner.photons * (0.8 / CHANNEL_MM) * (2.0 / 3.0)
+    ramp_squared, _ = integrate.quad(lambda f: 2 * (f * kernel.response(f / 0.8)) ** 2, 0, 0.5)
+    expected = np.pi * math.sqrt(ramp_squared / photons) * 1000 / (MU_WATER_PER_MM * 0.8)
+    found = predicted_noise_hu(np.zeros((1, 1)), geometry, dose_fraction=0.3, kernel=kernel)
+    assert found[0, 0] == pytest.approx(expected, rel=1e-5)

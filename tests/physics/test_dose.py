@@ -2,10 +2,12 @@
 
 # Shapes: K realisation, H row, W column, V view, J channel.
 
+import hashlib
 import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from cddnet.physics.beam import MU_WATER_PER_MM, Scanner, SliceGeometry
 from cddnet.physics.dose import (
@@ -13,6 +15,7 @@ from cddnet.physics.dose import (
     add_noise,
     insert_noise,
     inserted_noise,
+    inserted_variance,
     measured_noise,
     rng_for,
 )
@@ -339,3 +342,48 @@ def test_full_dose_plus_insertion_is_a_direct_scan_at_the_lower_dose():
     dark = add_noise(WATER, GEOMETRY, np.random.default_rng(0), dose_fraction=0.25).fewest_photons
     assert abs(np.mean(twice) - np.mean(direct)) <= 4 * error + 2.5 / dark * np.mean(direct)
     assert np.mean(direct) > 1
+
+
+@pytest.mark.parametrize("electronic_std", [0.0, 20.0, 40.0])
+def test_the_variance_of_a_logarithm_is_right_to_second_order(electronic_std):
+    """Against sums over every count and electronic noise, at 2000 and 500 photons."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    found = inserted_variance(np.float64(2000.0), 0.25, electronic_std)
+    exact, first = [], []
+    for photons in (500.0, 2000.0):
+        counts = np.arange(1, int(3 * photons))
+        law = stats.poisson.pmf(counts, photons)[:, None] * weights / weights.sum()
+        logarithm = np.log(np.maximum(counts[:, None] + electronic_std * nodes, 1.0))
+        mean = np.sum(law * logarithm)
+        exact.append(np.sum(law * (logarithm - mean) ** 2))
+        first.append((1 + electronic_std**2 / photons) / photons)
+    second = (exact[0] - exact[1]) - (first[0] - first[1])
+    assert second > 0.002 * (exact[0] - exact[1])
+    # The third order goes with the cube: some 10 first^3.
+    assert found - (first[0] - first[1]) == pytest.approx(second, abs=12 * first[0] ** 3)
+    assert 12 * first[0] ** 3 < 0.06 * second
+
+
+def test_the_seed_of_a_slice_never_changes():
+    """First eight bytes of a SHA-256, so that a series gets the same noise in every version."""
+    whole = int(hashlib.sha256(b"7/1.2.3/45").hexdigest(), 16)
+    expected = np.random.default_rng(whole >> 192)
+    assert rng_for("1.2.3", 45, 7).integers(2**62) == expected.integers(2**62)
+
+
+def test_the_full_dose_gets_no_noise_however_few_its_photons(rng):
+    photons = np.array([0.3, 2.7, 24.9, 1e4])
+    assert not inserted_noise(photons, 12.0, 1.0, rng).any()
+
+
+@pytest.mark.parametrize("dose_fraction", [0.25, 0.5, 0.8])
+def test_a_starved_ray_gets_the_electronic_noise_that_is_missing(dose_fraction, rng):
+    """Thinned, the full dose's own leaves a fraction of itself: f^2 of the variance is there."""
+    draws, electronic_std = 400_000, 40.0
+    noise = inserted_noise(np.full(draws, 1e-3), electronic_std, dose_fraction, rng)
+    counts = 1e-3 * dose_fraction / np.exp(noise.astype(np.float64))
+    high = np.quantile(counts, 0.9) / electronic_std
+    expected = stats.norm.ppf(0.9) * math.sqrt(1 - dose_fraction**2)
+    # Of a quantile: sqrt(q (1 - q) / n) over the density there.
+    error = math.sqrt(0.09 / draws) / stats.norm.pdf(stats.norm.ppf(0.9))
+    assert high == pytest.approx(expected, abs=4 * error)

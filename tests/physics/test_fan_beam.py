@@ -206,3 +206,25 @@ def test_a_source_inside_the_image_is_refused():
         FanBeam.calibrated(1000, 1.0)
     with pytest.raises(GeometryError, match="less than 180"):
         FanBeam(size=64, pixel_mm=1.0, views=8, channels=64, channel_mm=60.0)
+
+
+def test_the_detector_may_span_nearly_half_a_turn():
+    widest = int(np.ceil(np.pi / (1.2858 / 1085.6))) - 1
+    assert FanBeam(size=8, pixel_mm=1.0, views=4, channels=widest).channels == widest
+    with pytest.raises(GeometryError, match="spans 180 degrees"):
+        FanBeam(size=8, pixel_mm=1.0, views=4, channels=widest + 1)
+
+
+def test_an_image_may_reach_nearly_to_the_source():
+    reach_pixels = 595.0 * np.sqrt(2)
+    assert FanBeam(size=840, pixel_mm=reach_pixels / 840 - 1e-6, views=4, channels=9).size == 840
+    with pytest.raises(GeometryError, match="reaches 595 mm"):
+        FanBeam(size=840, pixel_mm=reach_pixels / 840 + 1e-6, views=4, channels=9)
+
+
+def test_filters_reach_nyquist_for_any_number_of_channels():
+    for channels in range(1, 420):
+        beam = FanBeam(size=8, pixel_mm=1.0, views=4, channels=channels)
+        found = frequencies(beam) * beam.channel_at_axis_mm
+        assert found[[0, -1]] == pytest.approx([0, 0.5])
+        assert len(found) > channels

@@ -154,6 +154,21 @@ def test_every_number_has_a_kernel():
         assert kernel_named(f"FC{number:02}") is not None
 
 
+def test_fc_numbers_run_from_1_to_86_and_start_anew_where_said():
+    """Body kernels below 30, lung from 30, body again from 40, head from 60, bone from 80."""
+    assert all(kernel_named(f"FC{number:02}", "CANON") is None for number in (0, 87, 99))
+    tens = [(1, 10), (11, 19), (20, 29), (30, 39), (40, 49), (50, 59), (60, 79), (80, 86)]
+    soft, sharp = (
+        [texture_per_mm(kernel_named(f"FC{number:02}", "CANON")) for number in ends]
+        for ends in zip(*tens, strict=True)
+    )
+    assert all(low < high for low, high in zip(soft, sharp, strict=True))
+    assert soft[3] > max(sharp[:3])
+    assert soft[7] > sharp[6]
+    for ten in (1, 2, 4, 6):
+        assert soft[ten] < sharp[ten - 1]
+
+
 # By fit.
 
 TRUTHS = [

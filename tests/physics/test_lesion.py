@@ -87,3 +87,29 @@ def test_a_lesion_over_the_edge_is_refused(centre):
     lesion = Lesion(diameter_mm=5.0, contrast_hu=30.0)
     with pytest.raises(ValueError, match="leaves the slice"):
         lesion_image(SHAPE, np.array([centre]), lesion, pixel_mm=PIXEL_MM)
+
+
+@pytest.mark.parametrize("shape", ["disc", "gaussian"])
+def test_a_lesion_on_a_pixel_is_symmetric(shape):
+    lesion = Lesion(diameter_mm=6.3, contrast_hu=30.0, shape=shape)
+    image = lesion_image((61, 61), np.array([[30, 30]]), lesion, pixel_mm=PIXEL_MM, kernel=OPEN)
+    for mirrored in (image[::-1], image[:, ::-1], image.T):
+        np.testing.assert_allclose(image, mirrored, atol=1e-4)
+
+
+def test_a_lesion_may_come_as_near_the_edge_as_it_reaches():
+    """A disc to its radius, a Gaussian to 2.05 widths, and a pixel more; farther in is allowed."""
+    for shape, reach_mm in (("disc", 5.0), ("gaussian", 20.5)):
+        lesion = Lesion(diameter_mm=10.0, contrast_hu=30.0, shape=shape)
+        near = reach_mm / 0.5 + 1
+        for centre in ([near, 50.0], [50.0, near], [100 - near, 50.0], [50.0, 100 - near]):
+            assert lesion_image((101, 101), np.array([centre]), lesion, pixel_mm=0.5).any()
+            out = np.array([centre]) + 0.05 * np.sign(np.array([centre]) - 50.0)
+            with pytest.raises(ValueError, match="leaves the slice"):
+                lesion_image((101, 101), out, lesion, pixel_mm=0.5)
+
+
+def test_a_lesion_says_what_it_is():
+    assert Lesion(diameter_mm=5, contrast_hu=-12.5).described == "5 mm, -12.5 HU disc"
+    gaussian = Lesion(diameter_mm=7.5, contrast_hu=20, shape="gaussian")
+    assert gaussian.described == "7.5 mm, +20 HU gaussian"

@@ -210,3 +210,128 @@ def test_the_shoulder_is_wide_and_starves():
 def test_an_unknown_phantom_is_refused():
     with pytest.raises(ValueError, match=r"'knee'.*abdomen"):
         phantom.build("knee")
+
+
+@pytest.mark.parametrize(("name", "fat_mm"), [("thorax", 14.0), ("abdomen", 18.0)])
+def test_skin_is_two_millimetres_and_fat_as_thick_as_said(name, fat_mm):
+    outer, fat, muscle = phantom.build(name).ellipses[:3]
+    assert (fat.name, muscle.name) == ("fat", "muscle")
+    for axis in (0, 1):
+        skin = outer.half_axes_mm[axis] - fat.half_axes_mm[axis]
+        # The abdomen is scaled as a whole.
+        assert skin == pytest.approx(2.0, rel=0.06)
+        layer = fat.half_axes_mm[axis] - muscle.half_axes_mm[axis]
+        assert layer / skin == pytest.approx(fat_mm / 2.0)
+    assert outer.centre_mm == fat.centre_mm == muscle.centre_mm
+
+
+@pytest.mark.parametrize("name", ["thorax", "abdomen"])
+def test_the_spinal_canal_lies_behind_its_vertebra(name):
+    made = phantom.build(name)
+    body = next(ellipse for ellipse in made.ellipses if ellipse.name == "vertebra")
+    (x, y), (_, second) = body.centre_mm, body.half_axes_mm
+    cord, still_cord, arch = phantom.hu_at(made, np.full(3, x), y + second + np.array([4, 12, 20]))
+    assert 0 < cord == still_cord < 60 < 600 < arch
+    assert phantom.hu_at(made, np.array([x]), np.array([y])) == body.hu
+    # Spongy bone in a shell of two millimetres.
+    first = body.half_axes_mm[0]
+    rim = phantom.hu_at(made, x + np.array([-1, 1]) * (first + 1), np.full(2, y))
+    assert rim.min() > 600 > 300 > body.hu
+
+
+@pytest.mark.parametrize("name", ["thorax", "abdomen", "shoulder"])
+def test_tissues_lie_in_the_usual_ranges(name):
+    """HU at 120 kVp: lung, fat, soft tissue and blood with contrast agent, bone."""
+    usual = ((-1000, -950), (-950, -700), (-130, -70), (8, 75), (80, 160), (180, 1000))
+    for ellipse in phantom.build(name).ellipses:
+        assert any(low <= ellipse.hu <= high for low, high in usual), ellipse
+
+
+@pytest.mark.parametrize(("name", "radius_mm"), [("rods", 60.0), ("inserts", 68.0)])
+def test_rings_begin_at_the_top_and_go_round_like_a_clock(name, radius_mm):
+    _, *discs = phantom.build(name).ellipses
+    places = np.array([disc.centre_mm for disc in discs])
+    assert places[0] == pytest.approx((0, -radius_mm))
+    assert np.hypot(*places.T) == pytest.approx(radius_mm)
+    degrees = np.unwrap(np.rad2deg(np.arctan2(places[:, 0], -places[:, 1])), period=360)
+    assert degrees == pytest.approx(np.arange(len(discs)) * 360 / len(discs))
+
+
+@pytest.mark.parametrize("name", ["rods", "inserts", "low-contrast"])
+def test_discs_lie_in_a_cylinder_of_the_size_said(name):
+    water, *_ = phantom.build(name).ellipses
+    diameter_mm = 300.0 if name == "low-contrast" else 200.0
+    assert water.half_axes_mm == (diameter_mm / 2,) * 2
+    assert phantom.build(name).field_mm == diameter_mm + 50
+
+
+@pytest.mark.parametrize("name", ["thorax", "abdomen", "shoulder"])
+def test_left_and_right_mirror_each_other_where_they_are_named_so(name):
+    ellipses, pairs = phantom.build(name).ellipses, 0
+    for left in ellipses:
+        x, y = left.centre_mm
+        twins = [
+            right
+            for right in ellipses
+            if x > 0 and right.centre_mm == (-x, y) and right.half_axes_mm == left.half_axes_mm
+        ]
+        for right in twins:
+            assert right.angle_degrees == -left.angle_degrees
+            assert right.hu == left.hu
+            assert right.name.replace("right", "left") == left.name
+            pairs += 1
+    assert pairs >= 8
+
+
+@pytest.mark.parametrize(
+    ("name", "centre_mm", "wall_mm", "count"),
+    [("thorax", (0.0, -2.0), (142.0, 93.0), 12), ("abdomen", (0.0, -4.0), (150.0, 98.0), 8)],
+)
+def test_ribs_lie_on_their_wall_and_along_it(name, centre_mm, wall_mm, count):
+    made = phantom.build(name)
+    # Skin to spine of the drawing, before it was scaled as a whole.
+    scale = made.ellipses[0].half_axes_mm[0] / {"thorax": 188.0, "abdomen": 180.0}[name]
+    ribs = [e for e in made.ellipses if e.half_axes_mm == pytest.approx((14 * scale, 5 * scale))]
+    assert len(ribs) == count
+    for rib in ribs:
+        place = (np.array(rib.centre_mm) / scale - centre_mm) / wall_mm
+        assert place @ place == pytest.approx(1.0)
+        angle = np.deg2rad(rib.angle_degrees)
+        outward = place / wall_mm / np.linalg.norm(place / wall_mm)
+        assert outward @ (np.cos(angle), np.sin(angle)) == pytest.approx(0, abs=1e-9)
+
+
+def test_low_contrast_discs_hold_those_of_the_cct189():
+    """Its four rods: 3 mm of 14 HU, 5 mm of 7, 7 mm of 5 and 10 mm of 3."""
+    _, *discs = phantom.build("low-contrast").ellipses
+    found = {(2 * disc.half_axes_mm[0], disc.hu) for disc in discs}
+    assert {(3.0, 14.0), (5.0, 7.0), (7.0, 5.0), (10.0, 3.0)} <= found
+    for disc in discs:
+        assert disc.name == f"disc {2 * disc.half_axes_mm[0]:g} mm {disc.hu:g} HU"
+
+
+@pytest.mark.parametrize("name", ["thorax", "abdomen", "shoulder"])
+def test_shells_of_bone_are_as_thick_on_all_sides(name):
+    ellipses, bones = phantom.build(name).ellipses, 0
+    for outer in ellipses:
+        for inner in ellipses:
+            same = (inner.centre_mm, inner.angle_degrees) == (outer.centre_mm, outer.angle_degrees)
+            if same and outer.hu > 600 > inner.hu > 180:
+                across, along = np.subtract(outer.half_axes_mm, inner.half_axes_mm)
+                assert across == pytest.approx(along)
+                assert 0.5 < across < 4
+                bones += 1
+    assert bones >= 5
+
+
+def test_lesions_of_the_liver_take_up_less_contrast_agent():
+    made = phantom.build("abdomen")
+    lesions = [
+        region
+        for region in phantom.truth(made, 129, made.field_mm / 129)
+        if region.ellipse.name.startswith("lesion")
+    ]
+    assert len(lesions) >= 2
+    for lesion in lesions:
+        assert 80 <= lesion.background_hu <= 150
+        assert 10 <= lesion.background_hu - lesion.ellipse.hu <= 60

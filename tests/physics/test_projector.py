@@ -148,3 +148,13 @@ def test_types_are_kept_and_agree(dtype, rng):
     assert sinogram.dtype == back.dtype == dtype
     error = np.linalg.norm(sinogram - forward(image, beam))
     assert error <= 1e-5 * np.linalg.norm(sinogram)
+
+
+def test_filters_reach_nyquist_for_any_number_of_channels():
+    """Lengths without large factors are odd now and then, as 405 for 201 channels."""
+    for channels in range(1, 420):
+        found = frequencies(ParallelBeam(size=8, views=4, channels=channels))
+        assert found[0] == 0
+        assert found[-1] == 0.5
+        # Twice the channels at least, so that nothing wraps.
+        assert len(found) > channels

@@ -326,3 +326,12 @@ def test_the_kernel_is_the_response_of_the_whole_chain():
     assert np.abs(found - profile(CHANNEL_MM))[near].max() <= aliased
     for wrong in (0.0, math.sqrt(2) * CHANNEL_MM):  # interpolation forgotten, counted twice
         assert np.abs(found - profile(wrong))[near].max() > 10 * aliased
+
+
+def test_a_tenth_of_water_beyond_the_field_of_view_is_an_object_and_less_is_none():
+    hu = np.full((32, 32), -1000.0, np.float32)
+    hu[0, 0] = -899
+    with pytest.raises(GeometryError, match="1 pixels of the object"):
+        expose(hu, SliceGeometry(pixel_mm=18.0))
+    hu[0, 0] = -901
+    assert not expose(hu, SliceGeometry(pixel_mm=18.0)).integrals.any()

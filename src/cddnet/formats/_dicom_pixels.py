@@ -21,6 +21,7 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID
 
 from cddnet.errors import DicomError
+from cddnet.formats._jpeg_streams import image_of
 
 Stored = NDArray[np.integer[Any]]
 
@@ -219,6 +220,18 @@ def _require_complete_stream(dataset: Dataset, frame: int, name: str) -> None:
     stream = get_frame(dataset.PixelData, frame, number_of_frames=frame_count(dataset))
     if not stream.rstrip(b"\x00\xff").endswith(END_OF_IMAGE):
         raise DicomError(f"{name}: its compressed pixel data is cut short; {SEND_AGAIN}")
+    # Before any decoder: GDCM ends the process at some damaged streams.
+    image = image_of(stream)
+    if image is None:
+        return
+    wanted = dataset.Rows, dataset.Columns, int(dataset.get("SamplesPerPixel") or 1)
+    if image[:3] != wanted or image.bits > dataset.BitsAllocated:
+        found, expected = (" x ".join(map(str, size)) for size in (image[:3], wanted))
+        raise DicomError(
+            f"{name}: its compressed pixel data holds {found} values (rows, columns, samples) of "
+            f"{image.bits or 'some'} bits, but the header says {expected} of "
+            f"{dataset.BitsAllocated}; {SEND_AGAIN}"
+        )
 
 
 def undecodable(name: str, syntax: UID) -> DicomError:

@@ -103,20 +103,27 @@ EMPTY_IF_UNKNOWN = (
 ACQUIRED_BY = ("Manufacturer", "ManufacturerModelName", "StationName", "SoftwareVersions")
 
 
+OWN_SCHEME = "99CDDNET"
+# CID 7203 is extensible and has nothing that computes a map from attenuation.
+PREDICTION = Code("NOISEPREDICT", OWN_SCHEME, "Prediction of noise from attenuation")
+
+
 class Quantity(NamedTuple):
     """What the numbers of a map are.
 
     label: capitals, at most 16.  meaning: ASCII, at most 64 characters.
-    definition: (concept, its value) pairs.
+    definition: (concept, its value) pairs.  method: how they were made.
+    recognizable: YES where a face could be made out in them; smooth maps show none.
     """
 
     label: str
     meaning: str
     unit: Code
     definition: tuple[tuple[Code, Code], ...]
+    method: Code = PREDICTION
+    recognizable: str = "NO"
 
 
-OWN_SCHEME = "99CDDNET"
 RADIOLOGICAL_DEPTH = Quantity(
     "RADIOL_DEPTH",
     "Radiological depth: log of the relative noise variance",
@@ -132,8 +139,17 @@ PREDICTED_NOISE = Quantity(
         (codes.DCM.Derivation, codes.SCT.StandardDeviation),
     ),
 )
-# CID 7203 is extensible and has nothing that computes a map from attenuation.
-PREDICTION = Code("NOISEPREDICT", OWN_SCHEME, "Prediction of noise from attenuation")
+PREDICTED_ERROR = Quantity(
+    "EXPECTED_ERROR",
+    "Expected error: standard deviation about a noisy full dose in HU",
+    codes.UCUM.HounsfieldUnit,
+    (
+        (codes.SCT.Quantity, codes.DCM.AttenuationCoefficient),
+        (codes.DCM.Derivation, codes.SCT.StandardDeviation),
+    ),
+    Code("ERRORPREDICT", OWN_SCHEME, "Prediction of the error of denoising"),
+    "YES",
+)
 
 
 def write_parametric_map(volume: CTVolume, path: Path, quantity: Quantity) -> None:
@@ -211,8 +227,7 @@ def _header(headers: DicomHeaders, recipe: Recipe, quantity: Quantity) -> Datase
     header.ContentDescription = quantity.meaning
     header.ContentCreatorName = ""
     header.ContentQualification = "RESEARCH"
-    # The maps are smooth: no face can be made out in them.
-    header.RecognizableVisualFeatures = "NO"
+    header.RecognizableVisualFeatures = quantity.recognizable
     header.BurnedInAnnotation = "NO"
     header.PresentationLUTShape = "IDENTITY"
     header.Manufacturer = MANUFACTURER
@@ -304,7 +319,10 @@ def _add_groups(
         group.DerivationImageSequence = [
             _item(
                 DerivationDescription=quantity.meaning,
-                DerivationCodeSequence=[*derivation_codes(recipe.steps[:-1]), _coded(PREDICTION)],
+                DerivationCodeSequence=[
+                    *derivation_codes(recipe.steps[:-1]),
+                    _coded(quantity.method),
+                ],
                 SourceImageSequence=[
                     source_image(used, headers.enhanced) for used in recipe.sources(index)
                 ],

@@ -6,6 +6,7 @@ A .npz has `hu` (D, H, W) or (H, W), `spacing_mm` (3,) and optionally `origin_mm
 
 from __future__ import annotations
 
+import math
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -92,7 +93,7 @@ def _read_npz(path: Path) -> CTVolume:
     try:
         _refuse_bomb(path)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            held = {name: archive[name] for name in archive.files}
+            held = {name: np.asarray(archive[name]) for name in archive.files}
     except (PermissionError, FormatError):
         raise
     except Exception as error:
@@ -116,13 +117,30 @@ def _read_npz(path: Path) -> CTVolume:
 def _refuse_bomb(path: Path) -> None:
     """An archive is read whole, so it must not unpack to what no packed CT would."""
     with zipfile.ZipFile(path) as archive:
-        unpacked = sum(member.file_size for member in archive.infolist())
+        unpacked = sum(_claimed_bytes(archive, member) for member in archive.infolist())
     packed = path.stat().st_size
     if unpacked > max(LARGEST_SUSPECT_BYTES, SUSPECT_RATIO * packed):
         raise FormatError(
             f"{path}: would unpack from {packed} to {unpacked} bytes, which no CT does; save it "
             "again as .npy."
         )
+
+
+def _claimed_bytes(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
+    """Length of a member as the archive tells, or as the header of its array does if that is more.
+
+    An array is made of that size before its values are looked for.
+    """
+    with archive.open(member) as file:
+        if file.read(len(npy_format.MAGIC_PREFIX)) != npy_format.MAGIC_PREFIX:
+            return member.file_size
+        version = tuple(file.read(2))
+        first = version == (1, 0)
+        read_header = (
+            npy_format.read_array_header_1_0 if first else npy_format.read_array_header_2_0
+        )
+        shape, _, dtype = read_header(file)
+    return max(member.file_size, math.prod(shape) * dtype.itemsize)
 
 
 def _volume(path: Path, stored: NDArray[np.generic], axes: Axes) -> CTVolume:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydicom import Dataset
 
-from cddnet.errors import DicomError
+from cddnet.errors import CddnetError, DicomError
 from cddnet.formats import ReadOptions, WriteOptions
 from cddnet.formats._derived import write_derived
 from cddnet.formats._dicom_frames import (
@@ -26,7 +26,7 @@ from cddnet.formats._dicom_frames import (
     require_pixels,
 )
 from cddnet.formats._dicom_geometry import stack
-from cddnet.formats._dicom_pixels import quiet
+from cddnet.formats._dicom_pixels import SEND_AGAIN, quiet
 from cddnet.formats._dicom_scan import (
     Series,
     SeriesSummary,
@@ -102,6 +102,19 @@ def write(volume: CTVolume, path: Path, options: WriteOptions) -> None:
 
 
 def _volume(chosen: Series, others: Sequence[Series]) -> CTVolume:
+    try:
+        return _checked_volume(chosen, others)
+    except CddnetError:
+        raise
+    except Exception as error:
+        # Not chained: the library's message may quote a value that names the patient.
+        raise DicomError(
+            f"{chosen.frames[0].path.name}: its header is damaged ({type(error).__name__}); "
+            f"{SEND_AGAIN}"
+        ) from None
+
+
+def _checked_volume(chosen: Series, others: Sequence[Series]) -> CTVolume:
     enhanced = is_enhanced(chosen.frames[0].header)
     _require_one_object(chosen, enhanced)
     used = {frame.path for frame in chosen.frames}

@@ -10,6 +10,7 @@ quality 95 and changes the values by some grey levels even so: for looking at, n
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections.abc import Iterator
@@ -340,7 +341,11 @@ def _picture(file: Path) -> _Page:
 def _tiff_pages(file: Path) -> list[_Page]:
     pages, voxels = [], 0
     with _open_tiff(file) as tiff:
+        offsets = set[int]()
         for number, page in enumerate(tiff.pages):
+            if page.offset in offsets:
+                raise FormatError(f"{file}: its pages go round in a circle; export it again.")
+            offsets.add(page.offset)
             size, channels = (page.imagelength, page.imagewidth), page.samplesperpixel
             require_slice_size(file, *size)
             if page.is_tiled:
@@ -396,7 +401,14 @@ def _stored(page: _Page) -> NDArray[np.generic]:
 
 def _tiff_values(page: _Page) -> NDArray[np.generic]:
     with _open_tiff(page.path) as tiff:
-        return np.asarray(tiff.pages[page.page].asarray())
+        found = tiff.pages[page.page]
+        largest, there = max(found.databytecounts, default=0), page.path.stat().st_size
+        if largest > there:
+            raise FormatError(
+                f"{page}: the picture cannot be read: it names {largest} bytes of data in a file of "
+                f"{there}; export it again."
+            )
+        return np.asarray(found.asarray())
 
 
 def _picture_values(file: Path) -> NDArray[np.generic]:
@@ -412,6 +424,8 @@ def _picture_values(file: Path) -> NDArray[np.generic]:
 @contextmanager
 def _open_tiff(file: Path) -> Iterator[Any]:
     tifffile = optional("tifffile", "tiff")
+    # It writes a line on every doubt, which the refusal says once.
+    logging.getLogger("tifffile").disabled = True
     try:
         with tifffile.TiffFile(file) as tiff:
             yield tiff

@@ -117,9 +117,11 @@ def ssim_gaussian(
 ) -> float:
     """Structural similarity, 11 x 11 Gaussian window of 1.5 pixels, border of 5 left out.
 
-    Parameters as `psnr`; sides of at least 11.
+    Parameters as `psnr`; sides of at least 11, or ValueError.
     Source: Wang et al., IEEE Trans. Image Process. 13:600, 2004.
     """
+    if min(full_dose.shape) < _GAUSSIAN_SIDE:
+        raise ValueError(f"SSIM needs sides of {_GAUSSIAN_SIDE} pixels, found {full_dose.shape}")
     x = hu_to_window(full_dose, window_hu).astype(np.float64)
     y = hu_to_window(test, window_hu).astype(np.float64)
     local = _local_moments(x, y, _gaussian(_GAUSSIAN_SIDE, _GAUSSIAN_SIGMA))

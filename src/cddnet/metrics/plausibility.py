@@ -163,8 +163,9 @@ def noise_texture(slices: Sequence[NDArray[np.floating]], pixel_mm: float) -> No
     high = power.power[(relative > _HIGH_BAND[0]) & (relative <= _HIGH_BAND[1])]
     middle = power.power[(relative > _MIDDLE_BAND[0]) & (relative <= _MIDDLE_BAND[1])]
     level = float(np.sqrt(np.mean(deviation[quiet] ** 2)))
-    if level == 0 or middle.mean() == 0:
-        return NoiseTexture(level, 0.0, 0.0, count)
+    # Constant tissue leaves what rounding leaves.
+    if level <= 1e-9 or middle.mean() == 0:
+        return NoiseTexture(level, 0.0, 0.0, len(quiet))
     return NoiseTexture(
         level_hu=level,
         mean_frequency_per_mm=float(mean_frequency_per_mm(power)),

@@ -10,16 +10,16 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from cddnet import __version__
-from cddnet.node.config import NodeConfig
-from cddnet.node.receive import Receiver
-from cddnet.node.send import Sender, carrier_of
-from cddnet.node.send_dicom import Reports
+from cddnet.node.receive.receiver import Receiver
+from cddnet.node.send.dicom import Reports
+from cddnet.node.send.sender import Sender, carrier_of
+from cddnet.node.settings.config import NodeConfig
+from cddnet.node.settings.tls import client_tls
 from cddnet.node.station import Station, Surroundings
-from cddnet.node.tls import client_tls
-from cddnet.node.work import Denoise, Worker, denoise_output
+from cddnet.node.work.worker import Denoise, Worker, denoise_output
 
 if TYPE_CHECKING:
-    from cddnet.node.web import Web
+    from cddnet.node.web.site import Web
 
 HOUR_S = 3600.0
 _PAGE_STOP_S = 10.0
@@ -87,7 +87,7 @@ class Node:
 
     def _page(self) -> Web:
         """Its page; where that cannot start, nothing does.  Raises CddnetError."""
-        from cddnet.node.web import Web
+        from cddnet.node.web.site import Web
 
         assert self._receiver is not None
         try:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from cddnet.errors import CddnetError
-from cddnet.node.config import NodeConfig
-from cddnet.node.deliveries import Deliveries
-from cddnet.node.images import GB, Images, Room, free_bytes
-from cddnet.node.journal import Journal
-from cddnet.node.log import NodeLog
-from cddnet.node.metrics import NodeMetrics
-from cddnet.node.secret import Pseudonyms
+from cddnet.node.settings.config import NodeConfig
+from cddnet.node.store.deliveries import Deliveries
+from cddnet.node.store.images import GB, Images, Room, free_bytes
+from cddnet.node.store.journal import Journal
+from cddnet.node.store.secret import Pseudonyms
+from cddnet.node.watch.log import NodeLog
+from cddnet.node.watch.metrics import NodeMetrics
 
 JOURNAL = "journal.sqlite"
 LOCK = "lock"

@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from cddnet import __version__
 from cddnet.errors import CddnetError, FormatError, ModelError
 from cddnet.formats import raster, read_volume, write_volume
-from cddnet.formats.dicom import DicomHeaders
 from cddnet.intensity.hu import air_for_padding
 from cddnet.intensity.normalise import to_hu, to_network
 from cddnet.models._cards import Card, read_card
@@ -25,19 +24,22 @@ from cddnet.runtime import store
 from cddnet.runtime.engines import Described, Engine, device_for, open_engine
 from cddnet.runtime.streaming import InOrder, ahead, batches
 from cddnet.volume import CTVolume, Derivation, Mask, SliceHU
+from cddnet.workflows._decoding import decoded_once
 from cddnet.workflows._pictures import picture_names, sides, write_named
 from cddnet.workflows.fitness import admitted, forced
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from cddnet.workflows._uncertainty_file import Judged
+    from cddnet.workflows.uncertainty import Estimator
+
 Progress = Callable[[int, int], None]
+Made = TypeVar("Made")
 
 # Slices read before the network wants them, and batches denoised before the writer does.
 _READ_AHEAD = 4
 _DENOISED_AHEAD = 2
-# Decoded slices that wait for a writer, which may not be one that asks for them.
-_MOST_KEPT = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,7 @@ class DenoiseOptions:
     several.  window_hu: of 8- or 16-bit pictures.  image_type: SECONDARY or PRIMARY.  engine: auto
     or a file of `runtime.engines`.  threads: None for the cores there are, at most 8.  force: also
     what the fitness check refuses.  forced: kinds that an earlier check refused; None: check now.
+    uncertainty: a new file for the expected error of each pixel, of `denoise_file` alone.
     """
 
     model: str | Path = "default"
@@ -59,6 +62,7 @@ class DenoiseOptions:
     threads: int | None = None
     force: bool = False
     forced: str | None = None
+    uncertainty: Path | None = None
 
 
 def denoise_file(
@@ -78,13 +82,16 @@ def denoise_file(
     layout = sides(source)
     source = layout.low_dose if layout else source
     found = read_volume(source, series=options.series, window_hu=options.window_hu)
-    volume, plan = _decoded_once(found), _plan(options)
+    volume, plan = decoded_once(found), _plan(options)
     denoised = _checked(found, plan, options)
     if layout and layout.full_dose:
         note = "only IN was denoised; cddnet evaluate compares with GT"
         denoised = replace(denoised, notes=(*denoised.notes, note))
+    estimator = _estimator(found, target, plan, options)
+    if estimator:
+        denoised = replace(denoised, notes=(*denoised.notes, *estimator.notes))
     names = () if target.suffix else picture_names(source, volume)
-    with closing(_stream(volume, plan)) as stream:
+    with _opened(volume, denoised, plan, estimator) as stream:
         read_slice = InOrder(stream, denoised.read_slice)
         streamed = replace(denoised, read_slice=read_slice, headers=volume.headers)
         streamed = _watched(streamed, progress)
@@ -141,6 +148,7 @@ class _Plan(NamedTuple):
     """What is done to every slice.  step: the record of it."""
 
     engine: Engine
+    card: Card
     strength: float
     step: Derivation
 
@@ -161,14 +169,16 @@ def _plan(options: DenoiseOptions) -> _Plan:
     engine = open_engine(
         weights, card, name=options.engine, device=options.device, threads=options.threads
     )
-    return _Plan(engine, strength, _step(card, strength, engine.described, options.image_type))
+    return _Plan(
+        engine, card, strength, _step(card, strength, engine.described, options.image_type)
+    )
 
 
 def _checked(volume: CTVolume, plan: _Plan, options: DenoiseOptions) -> CTVolume:
     """Denoised, if the fitness check lets it or is overruled; its notes, and that, go along."""
     if options.forced is not None:
         return _denoised(volume, plan._replace(step=forced(plan.step, options.forced)))
-    fitness = admitted(_decoded_once(volume), force=options.force)
+    fitness = admitted(decoded_once(volume), force=options.force)
     notes = fitness.notes
     if fitness.refusal:
         notes = (f"forced, although {fitness.refusal}", *notes)
@@ -183,13 +193,46 @@ def _denoised(volume: CTVolume, plan: _Plan) -> CTVolume:
     return volume.derived(read_slice, plan.step)
 
 
-def _stream(volume: CTVolume, plan: _Plan) -> Generator[SliceHU]:
-    """Denoised slices in order; reading, network and whoever takes them work at the same time."""
+def _estimator(
+    volume: CTVolume, target: Path, plan: _Plan, options: DenoiseOptions
+) -> Estimator | None:
+    if options.uncertainty is None:
+        return None
+    # It brings torch along, which other runs may do without.
+    from cddnet.workflows._uncertainty_file import require_writable
+    from cddnet.workflows.uncertainty import Estimator
+
+    require_writable(options.uncertainty, target, volume)
+    return Estimator(volume, options.uncertainty, plan.card, strength=plan.strength)
+
+
+@contextmanager
+def _opened(
+    volume: CTVolume, denoised: CTVolume, plan: _Plan, estimator: Estimator | None
+) -> Iterator[Iterator[SliceHU]]:
+    """Denoised slices in order; their uncertainty goes into its file where one is asked for."""
+    batch = plan.engine.batch
+    if estimator is None:
+        with closing(_stream(volume, batch, partial(_restored, plan=plan))) as stream:
+            yield stream
+        return
+    judge = partial(_judged, plan=plan, estimator=estimator)
+    with (
+        estimator.kept(denoised) as maps,
+        closing(_stream(volume, batch, judge)) as judged,
+    ):
+        yield maps.filled(judged, estimator.step())
+
+
+def _stream(
+    volume: CTVolume, batch: int, work: Callable[[list[_Source]], list[Made]]
+) -> Generator[Made]:
+    """What is made of the slices, in order; reading, network and the taker work at one time."""
     reads = (partial(_read, volume, index) for index in range(volume.shape[0]))
-    with closing(ahead(reads, _READ_AHEAD + plan.engine.batch)) as sources:
-        jobs = (partial(_restored, batch, plan) for batch in batches(sources, plan.engine.batch))
-        with closing(ahead(jobs, _DENOISED_AHEAD)) as restored:
-            for slices in restored:
+    with closing(ahead(reads, _READ_AHEAD + batch)) as sources:
+        jobs = (partial(work, several) for several in batches(sources, batch))
+        with closing(ahead(jobs, _DENOISED_AHEAD)) as made:
+            for slices in made:
                 yield from slices
 
 
@@ -201,14 +244,36 @@ def _restored(sources: list[_Source], plan: _Plan) -> list[SliceHU]:
     """Slices of one size; padding is air to the network and comes back as it was."""
     if plan.strength == 0:
         return [source.hu for source in sources]
-    images = np.stack([air_for_padding(*source) for source in sources])[:, None]
-    restored = to_hu(plan.engine.run(to_network(images)))[:, 0]
+    restored = _by_network(_filled(sources), plan)
     return [
         _blended(source, one, plan.strength) for source, one in zip(sources, restored, strict=True)
     ]
 
 
+def _judged(sources: list[_Source], plan: _Plan, estimator: Estimator) -> list[Judged]:
+    """As `_restored`, each with its map."""
+    paddings = [source.padding for source in sources]
+    found = estimator.judged(_filled(sources), paddings, partial(_by_network, plan=plan))
+    return [
+        one._replace(hu=_blended(source, one.hu, plan.strength))
+        for source, one in zip(sources, found, strict=True)
+    ]
+
+
+def _filled(sources: list[_Source]) -> NDArray[np.float32]:
+    """(B, H, W) HU."""
+    return np.stack([air_for_padding(*source) for source in sources])
+
+
+def _by_network(images: NDArray[np.float32], plan: _Plan) -> NDArray[np.float32]:
+    """(B, H, W) HU to the same at strength 1."""
+    restored: NDArray[np.float32] = to_hu(plan.engine.run(to_network(images[:, None])))[:, 0]
+    return restored
+
+
 def _blended(source: _Source, restored: SliceHU, strength: float) -> SliceHU:
+    if strength == 0:
+        return source.hu
     blended = source.hu + np.float32(strength) * (restored - source.hu)
     result: SliceHU = np.where(source.padding, source.hu, blended)
     return result
@@ -248,39 +313,6 @@ def _step(card: Card, strength: float, described: Described, image_type: str) ->
         version=__version__,
         weights_sha256=card.sha256,
         image_type=image_type,
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _DecodedOnce(DicomHeaders):
-    """Keeps what was decoded until the slice is written: its HU, its padding, then its bits."""
-
-    kept: dict[int, tuple[int, NDArray[Any]]] = field(default_factory=dict)
-    uses: int
-
-    def read_stored(self, index: int) -> NDArray[Any]:
-        left, stored = self.kept.pop(index, (self.uses, None))
-        if stored is None:
-            # Not super(): slots give the class another identity.
-            stored = DicomHeaders.read_stored(self, index)
-        if left > 1:
-            self.kept[index] = left - 1, stored
-            self.kept.pop(index - _MOST_KEPT, None)
-        return stored
-
-
-def _decoded_once(volume: CTVolume) -> CTVolume:
-    """The volume with DICOM slices that are decoded once for all that is read of them in turn."""
-    headers = volume.headers
-    if not isinstance(headers, DicomHeaders):
-        return volume
-    padded = volume.read_padding is not None
-    once = _DecodedOnce(frames=headers.frames, enhanced=headers.enhanced, uses=2 + padded)
-    return replace(
-        volume,
-        headers=once,
-        read_slice=once.read_hu,
-        read_padding=once.read_padding if padded else None,
     )
 
 

@@ -1,0 +1,1 @@
+"""`cddnet archive`: every series of a population, on any number of workers."""

@@ -1,0 +1,1 @@
+"""Results go to their destinations, again and again until they are there."""

@@ -1,0 +1,1 @@
+"""What a person writes for a node: its configuration and its rules."""

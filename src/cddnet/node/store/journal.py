@@ -1,0 +1,299 @@
+"""What the node knows: instances, series and their outputs, each change whole and on the disk.
+
+States of a series: receiving -> complete | ignored | refused, and purged once its images went.
+States of an output: waiting -> processing -> ready | refused | failed. What destinations have is
+in `deliveries`. Every step is one transaction, so that a crash lies before or after it.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from cddnet.node.store import overview
+from cddnet.node.store.database import Database
+from cddnet.node.store.records import Arrival, Due, End, Instance, Job, Made, SeriesRow, Version
+from cddnet.node.store.retry import retry
+from cddnet.node.store.secret import Pseudonyms
+
+
+class Journal:
+    """The node's memory; any thread may use it."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        name: Callable[[str], str] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """name: UID -> what a series is called outside; by the key in the journal's folder."""
+        self.name = name or Pseudonyms(path.parent).of
+        self.database, self.clock = Database(path, clock), clock
+        self.close = self.database.close
+
+    def recover(self) -> int:
+        """Take up what a crash interrupted; returns how many outputs start again."""
+        with self.database.transaction() as connection:
+            return connection.execute(
+                "UPDATE outputs SET state='waiting' WHERE state='processing'"
+            ).rowcount
+
+    def files(self) -> list[tuple[str, int]]:
+        """(file, bytes) of every image that must be there."""
+        found = self.database.rows(
+            "SELECT file, size FROM instances WHERE purged_at IS NULL "
+            "UNION ALL SELECT file, size FROM objects"
+        )
+        return [(row["file"], row["size"]) for row in found]
+
+    def arrival(self, sop_uid: str, sha256: str) -> Arrival:
+        """Whether an instance is new, there with the same bytes, or there with different ones."""
+        found = self.database.rows(
+            "SELECT sha256, purged_at FROM instances WHERE sop_uid=?", (sop_uid,)
+        )
+        if not found or found[0]["purged_at"] is not None:
+            return "new"
+        return "again" if found[0]["sha256"] == sha256 else "different"
+
+    def file_of(self, sop_uid: str) -> str | None:
+        """Where the image of an instance is; None where none came, or it was purged."""
+        found = self.database.rows(
+            "SELECT file FROM instances WHERE sop_uid=? AND purged_at IS NULL", (sop_uid,)
+        )
+        return str(found[0]["file"]) if found else None
+
+    def accept(self, instance: Instance) -> bool:
+        """Note an instance whose file is on the disk; its series is open again.
+
+        Returns whether the series had been closed before. On the disk when this returns.
+        """
+        now, reopened = self.clock(), False
+        key = self.name(instance.series_uid)
+
+        def write(connection: sqlite3.Connection) -> None:
+            nonlocal reopened
+            connection.execute(
+                "INSERT OR REPLACE INTO instances VALUES (?,?,?,?,?,?,?,?,NULL)",
+                (*instance[:7], now),
+            )
+            found = connection.execute(
+                "SELECT state FROM series WHERE series_uid=?", (instance.series_uid,)
+            ).fetchone()
+            reopened = found is not None and found["state"] != "receiving"
+            connection.execute(
+                "INSERT INTO series (series_uid, key, state, generation, expected, caller, "
+                "first_at, last_at) VALUES (?,?,'receiving',1,?,?,?,?) "
+                "ON CONFLICT (series_uid) DO UPDATE SET state='receiving', reason='', "
+                "generation=generation+1, last_at=excluded.last_at, "
+                "expected=max(expected, excluded.expected)",
+                (instance.series_uid, key, instance.expected, instance.caller, now, now),
+            )
+
+        self.database.together(write)
+        return reopened
+
+    def due(self, quiet_s: float) -> list[Due]:
+        """Series that are complete: quiet for long enough, or with all the slices they expect."""
+        now = self.clock()
+        found = self.database.rows(
+            "SELECT * FROM series WHERE state='receiving' AND (last_at<=? OR last_at>? OR "
+            "(expected>0 AND expected<=(SELECT count(*) FROM instances AS i "
+            "WHERE i.series_uid=series.series_uid))) ORDER BY first_at",
+            # A clock that was put back must not hold a series for ever.
+            (now - quiet_s, now + quiet_s),
+        )
+        return [
+            Due(
+                series_uid=row["series_uid"],
+                generation=row["generation"],
+                caller=row["caller"],
+                sources=self._sources(row["series_uid"]),
+                frozen=row["frozen"] is not None,
+            )
+            for row in found
+        ]
+
+    def decide(
+        self, due: Due, rule: str | None, specs: Sequence[Mapping[str, object]], *, reason: str = ""
+    ) -> bool:
+        """Close a series with one output per spec, or none: it is ignored, for a reason.
+
+        What was decided first stays. False where a slice came in between: nothing is changed.
+        """
+        now = self.clock()
+        with self.database.transaction() as connection:
+            row = _open_series(connection, due)
+            if row is None:
+                return False
+            frozen = json.loads(row["frozen"]) if row["frozen"] else None
+            if frozen is None:
+                frozen = {"rule": rule, "created": now, "outputs": len(specs), "reason": reason}
+                connection.executemany(
+                    "INSERT INTO outputs (output_key, series_uid, place, spec, generation, state) "
+                    "VALUES (?,?,?,?,?,'waiting')",
+                    [
+                        (f"{row['key']}-{place}", due.series_uid, place, json.dumps(spec), 0)
+                        for place, spec in enumerate(specs, 1)
+                    ],
+                )
+            connection.execute(
+                "UPDATE outputs SET generation=?, attempts=0, next_at=0, error='', "
+                "state=CASE state WHEN 'processing' THEN state ELSE 'waiting' END "
+                "WHERE series_uid=?",
+                (due.generation, due.series_uid),
+            )
+            connection.execute(
+                "UPDATE series SET state=?, frozen=?, reason=? WHERE series_uid=?",
+                (
+                    "complete" if frozen["outputs"] else "ignored",
+                    json.dumps(frozen),
+                    "" if frozen["outputs"] else frozen["reason"],
+                    due.series_uid,
+                ),
+            )
+        return True
+
+    def refuse(self, due: Due, reason: str) -> bool:
+        """Close a series that nothing could be decided on; a late slice lets it try again."""
+        with self.database.transaction() as connection:
+            if _open_series(connection, due) is None:
+                return False
+            connection.execute(
+                "UPDATE series SET state='refused', reason=? WHERE series_uid=?",
+                (reason, due.series_uid),
+            )
+        return True
+
+    def take(self) -> Job | None:
+        """The next output to make, now `processing`; None where there is none."""
+        with self.database.transaction() as connection:
+            row = connection.execute(
+                "SELECT o.*, s.frozen FROM outputs AS o JOIN series AS s USING (series_uid) "
+                "WHERE o.state='waiting' AND o.next_at<=? AND s.state='complete' "
+                "ORDER BY s.first_at, o.place LIMIT 1",
+                (self.clock(),),
+            ).fetchone()
+            if row is None:
+                return None
+            connection.execute(
+                "UPDATE outputs SET state='processing', done=0, total=0 WHERE output_key=?",
+                (row["output_key"],),
+            )
+        return Job(
+            output_key=row["output_key"],
+            series_uid=row["series_uid"],
+            generation=row["generation"],
+            spec=json.loads(row["spec"]),
+            created=float(json.loads(row["frozen"])["created"]),
+            attempts=row["attempts"],
+            sources=self._sources(row["series_uid"]),
+        )
+
+    def specify(self, job: Job, spec: Mapping[str, object]) -> None:
+        """Note what was found out about an output before any of it was made."""
+        told = json.dumps(spec), job.output_key
+        with self.database.transaction() as connection:
+            connection.execute("UPDATE outputs SET spec=? WHERE output_key=?", told)
+
+    def made(self, output_key: str, recipe: str) -> frozenset[str]:
+        """Originals that an output already has an object of, made in this way."""
+        found = self.database.rows(
+            "SELECT source_uid FROM objects WHERE output_key=? AND recipe=?", (output_key, recipe)
+        )
+        return frozenset(row["source_uid"] for row in found)
+
+    def add(self, job: Job, objects: Sequence[Made], *, done: int, total: int) -> None:
+        """Note derived objects whose files are on the disk, and queue them for their destinations.
+
+        done, total: how far the output is.
+        """
+        now, destinations = self.clock(), job.spec["destinations"]
+        names = destinations if isinstance(destinations, list | tuple) else ()
+        with self.database.transaction() as connection:
+            connection.executemany(
+                "INSERT OR IGNORE INTO objects VALUES (?,?,?,?,?,?,?,?,?,?)",
+                [(item.sop_uid, job.output_key, *item[1:], now) for item in objects],
+            )
+            connection.executemany(
+                "INSERT OR IGNORE INTO sends (sop_uid, destination, state, changed_at) "
+                "VALUES (?,?,'queued',?)",
+                [(item.sop_uid, name, now) for item in objects for name in names],
+            )
+            connection.execute(
+                "UPDATE outputs SET done=?, total=? WHERE output_key=?",
+                (done, total, job.output_key),
+            )
+
+    def finish(self, job: Job, state: End, error: str = "", *, wait_s: float = 0.0) -> None:
+        """End the making of an output; where late slices came meanwhile it waits to go on.
+
+        waiting: it is tried again after `wait_s`.
+        """
+        with self.database.transaction() as connection:
+            connection.execute(
+                "UPDATE outputs SET error=?, next_at=?, attempts=attempts+?, "
+                "state=CASE WHEN generation=? THEN ? ELSE 'waiting' END WHERE output_key=?",
+                (
+                    error,
+                    self.clock() + wait_s if state == "waiting" else 0.0,
+                    int(state != "ready"),
+                    job.generation,
+                    state,
+                    job.output_key,
+                ),
+            )
+
+    def retry(self, key: str) -> bool:
+        """Let what failed or was refused of a series try again at once; False where nothing did."""
+        with self.database.transaction() as connection:
+            return retry(connection, key)
+
+    def note(self, what: str, series_uid: str, *, caller: str = "", weights: str = "") -> None:
+        """A line of the audit; those of single objects are written as they are delivered."""
+        key = self.name(series_uid)
+        count = self.database.number(
+            "SELECT count(*) FROM instances WHERE series_uid=?", (series_uid,)
+        )
+        with self.database.transaction() as connection:
+            connection.execute(
+                "INSERT INTO audit (at, what, series, caller, weights, count) VALUES (?,?,?,?,?,?)",
+                (self.clock(), what, key, caller, weights, count),
+            )
+
+    def audit(self, limit: int = 100) -> list[dict[str, object]]:
+        """The last lines of the audit, the newest first; series under their outside names."""
+        newest = "SELECT * FROM audit ORDER BY number DESC LIMIT ?"
+        return [dict(row) for row in self.database.rows(newest, (limit,))]
+
+    def queue(self) -> list[SeriesRow]:
+        """Every series, the newest first."""
+        return overview.series_rows(self.database)
+
+    def counts(self) -> dict[str, int]:
+        """Series by state, and all `instances` and `objects`."""
+        return overview.counts(self.database)
+
+    def versions(self, output_key: str) -> list[Version]:
+        """Every way in which an output was made, the newest first."""
+        return overview.versions(self.database, output_key)
+
+    def _sources(self, series_uid: str) -> tuple[tuple[str, str], ...]:
+        found = self.database.rows(
+            "SELECT sop_class, file FROM instances WHERE series_uid=? AND purged_at IS NULL "
+            "ORDER BY received_at, sop_uid",
+            (series_uid,),
+        )
+        return tuple((row["sop_class"], row["file"]) for row in found)
+
+
+def _open_series(connection: sqlite3.Connection, due: Due) -> sqlite3.Row | None:
+    """The series as it was looked at; None where a slice came since."""
+    row: sqlite3.Row | None = connection.execute(
+        "SELECT * FROM series WHERE series_uid=? AND state='receiving' AND generation=?",
+        (due.series_uid, due.generation),
+    ).fetchone()
+    return row

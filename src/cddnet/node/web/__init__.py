@@ -1,0 +1,1 @@
+"""The page: queue, viewer, uploads and downloads."""

@@ -1,0 +1,207 @@
+"""A series before and after, slice by slice, as the viewer fetches it."""
+
+# Shapes: D slice, H row, W column.
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
+
+from cddnet.errors import GeometryError
+from cddnet.formats import read_volume
+from cddnet.volume import CTVolume, SliceHU
+
+STORED_RANGE = (-32768, 32767)
+# Stored units of the noise map in one HU.
+NOISE_PER_HU = 10
+_KEPT_SLICES = 64
+_MATCH_FRACTION = 0.1
+_UID = re.compile(r"\b[0-2](?:\.\d+){3,}\b")
+_PATH = re.compile(r"(?:/[^\s:;,'\"]+)+")
+
+
+class Layer(BaseModel):
+    """A kind of slice. hu_per_unit: HU of one stored unit."""
+
+    name: str
+    label: str
+    hu_per_unit: float
+
+
+class Manifest(BaseModel):
+    """What a viewer must know of a pair, or of one series: then `after` is its only layer.
+
+    A slice is int16, little endian, rows x columns.
+    """
+
+    slices: int
+    rows: int
+    columns: int
+    row_mm: float
+    column_mm: float
+    thickness_mm: float | None
+    positions_mm: list[float] = Field(description="along the normal, from the first slice")
+    layers: list[Layer]
+    notes: list[str]
+
+
+class Pair:
+    """A series before and after, slice by slice, matched by position; or one of them alone."""
+
+    def __init__(self, before: CTVolume | None, after: CTVolume, label: str = "after") -> None:
+        """before: None where there is no original any more, or never was one to compare with."""
+        self._alone = before is None
+        self._rows = _matched(before or after, after)
+        self._before, self._after, self._label = before or after, after, label
+        self._noise: Callable[[int], NDArray[np.float32]] | None = None
+        self._kept: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._lock, self._kept_lock, self._noise_lock = Lock(), Lock(), Lock()
+
+    def manifest(self) -> Manifest:
+        volume = self._before
+        along = volume.slice_positions_mm()
+        return Manifest(
+            slices=len(self._rows),
+            rows=volume.shape[1],
+            columns=volume.shape[2],
+            row_mm=volume.spacing_mm[1],
+            column_mm=volume.spacing_mm[2],
+            thickness_mm=volume.thickness_mm,
+            positions_mm=[round(along[row] - along[0], 3) for row, _ in self._rows],
+            layers=self._layers(),
+            notes=[plain(note) for note in volume.notes],
+        )
+
+    def _layers(self) -> list[Layer]:
+        after = Layer(name="after", label=self._label, hu_per_unit=1)
+        if self._alone:
+            return [after]
+        before = Layer(name="before", label="before", hu_per_unit=1)
+        noise = Layer(name="noise", label="predicted noise", hu_per_unit=1 / NOISE_PER_HU)
+        return [before, after, noise]
+
+    def slice_bytes(self, layer: str, index: int) -> bytes:
+        """A slice (H, W) as int16, little endian, in the layer's unit, rounded and clipped.
+
+        Raises: KeyError for an unknown layer or slice; what reading and matching raise.
+        """
+        known = {one.name for one in self._layers()}
+        if layer not in known or not 0 <= index < len(self._rows):
+            raise KeyError(f"{layer} {index}")
+        with self._kept_lock:
+            if (layer, index) in self._kept:
+                self._kept.move_to_end((layer, index))
+                return self._kept[layer, index]
+        values = self._noise_map(index) if layer == "noise" else self._slice(layer, index)
+        stored = np.clip(np.rint(values), *STORED_RANGE).astype("<i2").tobytes()
+        with self._kept_lock:
+            self._kept[layer, index] = stored
+            while len(self._kept) > _KEPT_SLICES:
+                self._kept.popitem(last=False)
+        return stored
+
+    def _slice(self, layer: str, index: int) -> SliceHU:
+        before, after = self._rows[index]
+        # Readers of some formats seek in one open file.
+        with self._lock:
+            if layer == "before":
+                return self._before.read_slice(before)
+            return self._after.read_slice(after)
+
+    def _noise_map(self, index: int) -> NDArray[np.float32]:
+        """In units of the layer. Matching takes seconds; slices are read meanwhile."""
+        with self._noise_lock:
+            if self._noise is None:
+                from cddnet.workflows.noise_map import noise_reader
+
+                self._noise = noise_reader(replace(self._before, read_slice=self._locked))
+            return self._noise(self._rows[index][0]) * np.float32(NOISE_PER_HU)
+
+    def _locked(self, index: int) -> SliceHU:
+        with self._lock:
+            return self._before.read_slice(index)
+
+
+def _matched(before: CTVolume, after: CTVolume) -> list[tuple[int, int]]:
+    """(slice before, slice after) at the same position; by order where a format has no places.
+
+    Raises: GeometryError where the grids differ or no slice is common.
+    """
+    pixels = [(v.shape[1:], np.round(v.spacing_mm[1:], 3).tolist()) for v in (before, after)]
+    if pixels[0] != pixels[1]:
+        found = " and ".join(f"{h} x {w} of {mm} mm" for (h, w), mm in pixels)
+        raise GeometryError(f"before and after have different pixels: {found}; give one series.")
+    if before.headers is None or after.headers is None:
+        if before.shape[0] != after.shape[0]:
+            raise GeometryError(
+                f"before has {before.shape[0]} slices, after {after.shape[0]}, and their places "
+                "are unknown; give the same slices."
+            )
+        return [(index, index) for index in range(before.shape[0])]
+    apart = np.abs(_places_mm(before)[:, None] - _places_mm(after)[None]).max(axis=-1)
+    nearest = apart.argmin(axis=1)
+    limit = _MATCH_FRACTION * before.spacing_mm[0]
+    rows = [(i, int(j)) for i, j in enumerate(nearest) if apart[i, j] <= limit]
+    if not rows:
+        raise GeometryError(
+            f"no slice of after lies within {limit:.2g} mm of one of before "
+            f"(nearest {apart.min():.1f} mm); give the same series."
+        )
+    return rows
+
+
+def _places_mm(volume: CTVolume) -> NDArray[np.float64]:
+    """First voxel of each slice, (D, 3)."""
+    along = np.asarray(volume.slice_positions_mm())
+    places = np.asarray(volume.origin_mm) + along[:, None] * np.asarray(volume.direction[0])
+    return np.asarray(places, np.float64)
+
+
+class Sources(Protocol):
+    """Pairs to look at, each under a key. first: key that opens by itself, None for the queue."""
+
+    first: str | None
+
+    def open(self, key: str) -> Pair:
+        """The pair of a key as it is now.  Raises: KeyError."""
+
+    def pair(self, key: str) -> Pair:
+        """The pair of a key as it was opened.  Raises: KeyError."""
+
+
+class LocalPair:
+    """Two series on this machine, or one alone, for `cddnet view`."""
+
+    first: str | None = "pair"
+
+    def __init__(
+        self, before: Path, after: Path | None, window_hu: tuple[float, float] | None = None
+    ) -> None:
+        first = read_volume(before, window_hu=window_hu)
+        self._pair = (
+            Pair(None, first, "series")
+            if after is None
+            else Pair(first, read_volume(after, window_hu=window_hu))
+        )
+
+    def open(self, key: str) -> Pair:
+        return self.pair(key)
+
+    def pair(self, key: str) -> Pair:
+        if key != self.first:
+            raise KeyError(key)
+        return self._pair
+
+
+def plain(text: str) -> str:
+    """A message for the page, without paths and UIDs."""
+    return _PATH.sub("(file)", _UID.sub("(uid)", text))

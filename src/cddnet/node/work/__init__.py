@@ -1,0 +1,1 @@
+"""Complete series are decided on, checked and denoised."""

@@ -1,0 +1,111 @@
+"""What slices show by themselves: values counted by hand, noise of known level and colour."""
+
+import numpy as np
+import pytest
+
+from cddnet.metrics.noise import detrended_std, flat_regions, noise_power_spectrum, radial_power
+from cddnet.metrics.plausibility import (
+    measured_values,
+    metal_mm2,
+    noise_texture,
+    value_levels,
+    value_signs,
+)
+
+PIXEL_MM = 0.7
+
+
+def test_every_second_value_is_taken_in_both_directions():
+    hu = np.arange(7 * 9.0).reshape(1, 7, 9)
+    empty = np.zeros(hu.shape, bool)
+    empty[0, 2, 4] = True
+    expected = [9.0 * r + c for r in range(0, 7, 2) for c in range(0, 9, 2) if (r, c) != (2, 4)]
+    assert measured_values(hu, empty).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("lowest_hu", "count", "kept"),
+    [(-1024.0, 4, False), (-1024.0, 3, True), (-1020.0, 4, True), (-1021.0, 400, False)],
+)
+def test_a_constant_in_a_hundredth_of_the_values_is_padding(lowest_hu, count, kept):
+    hu = np.full((1, 40, 40), 30.0)
+    rows, columns = np.divmod(np.arange(400), 20)
+    hu[0, 2 * rows[:count], 2 * columns[:count]] = lowest_hu
+    found = measured_values(hu, np.zeros(hu.shape, bool))
+    assert (lowest_hu in found) == kept
+    assert found.size == (400 if kept else 400 - count)
+
+
+def test_values_are_counted_on_either_side_of_every_limit():
+    values = np.array([-1000, -501, -499, -201, -199, -1, 1, 199, 201, 699, 701.0])
+    signs = value_signs(values)
+    assert signs.airy == pytest.approx(2 / 11)
+    assert signs.negative == pytest.approx(6 / 11)
+    assert signs.tissue == pytest.approx(4 / 11)
+    assert signs.tissue_of_dense == pytest.approx(4 / 9)
+    assert signs.between == pytest.approx(2 / 9)
+    assert signs.dense == pytest.approx(1 / 9)
+    assert value_signs(np.array([])) == (0,) * 6
+
+
+def test_levels_are_counted_and_no_values_have_none():
+    # Four gaps, of which two are above one HU.
+    levels = value_levels(np.array([0.0, 1, 2, 4, 4, 7]))
+    assert levels == (5, 0.5, pytest.approx(1 / 6))
+    assert value_levels(np.array([3.0])) == (1, 0.0, 1.0)
+    with pytest.raises(ValueError, match="no values"):
+        value_levels(np.array([]))
+
+
+def test_metal_is_an_area():
+    hu = np.array([[2999.0, 3001.0], [4000.0, 0.0]])
+    assert metal_mm2(hu, 0.25) == 0.5
+
+
+def quiet_and_loud(rng):
+    """Water with noise of 8 HU on the left and 30 on the right, no region on the seam."""
+    hu = np.full((160, 320), -1000.0)
+    hu[:, :150] = 40 + 8 * rng.standard_normal((160, 150))
+    hu[:, 170:] = 40 + 30 * rng.standard_normal((160, 150))
+    return hu
+
+
+def test_the_quietest_quarter_counts(rng):
+    hu = quiet_and_loud(rng)
+    found = noise_texture([hu], PIXEL_MM)
+    assert found.level_hu < 8
+    louder = noise_texture([40 + 2 * (hu - 40)], PIXEL_MM)
+    assert louder.level_hu == pytest.approx(2 * found.level_hu, rel=0.05)
+
+
+def test_texture_is_that_of_the_regions_worked_out_one_by_one(rng):
+    """Regions every eight pixels of water, two pixels inside; a quarter of them."""
+    hu = 40 + 10 * rng.standard_normal((100, 84))
+    corners = [(r + 2, c + 2) for r in range(0, 81, 8) for c in range(0, 65, 8)]
+    regions = flat_regions(hu, np.array(corners), 16)
+    order = np.argsort(detrended_std(regions), kind="stable")
+    quiet = regions[order[: len(corners) // 4]]
+    found = noise_texture([hu], PIXEL_MM)
+    assert found.regions == len(corners) // 4 == 24
+    assert found.level_hu == pytest.approx(np.sqrt(np.mean(detrended_std(quiet) ** 2)))
+    radial = radial_power(noise_power_spectrum(quiet, PIXEL_MM).mean(axis=0), PIXEL_MM)
+    power, frequency = radial.power, radial.frequency_per_mm
+    mean_per_mm = np.average(frequency[1:], weights=power[1:])
+    assert found.mean_frequency_per_mm == pytest.approx(mean_per_mm)
+    # Of the rings 0 to 8: above 0.6 of Nyquist 5 to 8, from 0.15 to 0.45 2 and 3.
+    assert found.high_share == pytest.approx(power[5:].mean() / power[2:4].mean())
+
+
+def test_many_regions_are_thinned_and_few_are_none(rng):
+    hu = 40 + 10 * rng.standard_normal((320, 320))
+    # 38 x 38 places, every tenth of which makes 145.
+    assert noise_texture([hu], PIXEL_MM).regions == 145 // 4
+    assert noise_texture([hu, hu], PIXEL_MM).regions == 290 // 4
+    assert noise_texture([hu[:28, :28]], PIXEL_MM).regions == 4
+    assert noise_texture([hu[:28, :20]], PIXEL_MM) is None
+    assert noise_texture([hu[:15]], PIXEL_MM) is None
+
+
+def test_no_noise_has_no_level():
+    found = noise_texture([np.full((64, 64), 40.0)], PIXEL_MM)
+    assert found.level_hu == pytest.approx(0, abs=1e-9)
