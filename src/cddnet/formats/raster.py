@@ -405,8 +405,8 @@ def _tiff_values(page: _Page) -> NDArray[np.generic]:
         largest, there = max(found.databytecounts, default=0), page.path.stat().st_size
         if largest > there:
             raise FormatError(
-                f"{page}: the picture cannot be read: it names {largest} bytes of data in a file of "
-                f"{there}; export it again."
+                f"{page}: the picture cannot be read: it names {largest} bytes of data in a "
+                f"file of {there}; export it again."
             )
         return np.asarray(found.asarray())
 
