@@ -20,6 +20,7 @@ from cddnet.models._cards import read_card
 from cddnet.runtime import store
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CDDNET = "from cddnet.cli import main; main()"
 STAGES = {
     "one": ("train_cddnet.yaml", ()),
     "two": ("train_cddnet_lesions.yaml", ()),
@@ -47,26 +48,15 @@ def main() -> None:
         start = ("--from", str(out / "weights.safetensors"))
     ours = _psnr(runs / "three" / "weights.safetensors")
     shipped = _psnr(store.find("fast@1"))
-    minutes = ", ".join(f"{stage} {value / 60:.0f} min" for stage, value in seconds.items())
-    print(f"{minutes}, together {sum(seconds.values()) / 60:.0f} min (of the last start of each)")
-    print(
-        f"validation: {ours:.2f} dB, fast@1 {shipped:.2f} dB, difference {ours - shipped:+.2f} dB"
-    )
+    for stage, value in seconds.items():
+        print(f"{stage}: {value / 60:.0f} min since its last start")
+    print(f"together {sum(seconds.values()) / 60:.0f} min")
+    print(f"validation: {ours:.2f} dB, fast@1 {shipped:.2f} dB, {ours - shipped:+.2f} dB")
 
 
 def _train(recipe: Path, data: Path, out: Path, more: tuple[str, ...]) -> None:
-    command = [
-        "-c",
-        "from cddnet.cli import main; main()",
-        "train",
-        str(recipe),
-        "--data",
-        str(data),
-        "--out",
-        str(out),
-        *more,
-    ]
-    subprocess.run([sys.executable, *command], check=True)
+    told = (str(recipe), "--data", str(data), "--out", str(out), *more)
+    subprocess.run([sys.executable, "-c", CDDNET, "train", *told], check=True)
 
 
 def _set(settings: tuple[str, ...]) -> tuple[str, ...]:

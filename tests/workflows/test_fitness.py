@@ -277,6 +277,14 @@ def test_force_stands_in_the_derived_header(tmp_path, demo):
     assert dict(step.parameters)["forced"] == "denoised"
 
 
+def test_values_cut_to_a_window_are_noted_not_refused():
+    brain = volume_of(np.clip(body(), 0, 80))
+    assert examine(brain).outcome is Outcome.refused
+    fitness = examine(brain, windowed=True)
+    assert fitness.outcome is Outcome.noted
+    assert any("not HU of a body" in note for note in fitness.notes)
+
+
 def test_force_changes_nothing_of_a_fit_series():
     assert forced(NETWORK, examine(volume_of(body())).refused_kinds) == NETWORK
 

@@ -178,7 +178,8 @@ def _checked(volume: CTVolume, plan: _Plan, options: DenoiseOptions) -> CTVolume
     """Denoised, if the fitness check lets it or is overruled; its notes, and that, go along."""
     if options.forced is not None:
         return _denoised(volume, plan._replace(step=forced(plan.step, options.forced)))
-    fitness = admitted(decoded_once(volume), force=options.force)
+    windowed = options.window_hu is not None
+    fitness = admitted(decoded_once(volume), force=options.force, windowed=windowed)
     notes = fitness.notes
     if fitness.refusal:
         notes = (f"forced, although {fitness.refusal}", *notes)

@@ -91,14 +91,18 @@ class _Sample(NamedTuple):
     padding: list[Mask]
 
 
-def examine(volume: CTVolume, facts: HeaderFacts | None = None) -> Fitness:
+def examine(
+    volume: CTVolume, facts: HeaderFacts | None = None, *, windowed: bool = False
+) -> Fitness:
     """Whether a series may be denoised: from its record, its header and up to five slices.
 
     facts: of its header, read here where the volume came from DICOM and none are given.
+    windowed: the values were cut to a window, so that they only note what they would refuse.
     """
     facts = facts or _facts_of(volume)
     sample = _sample(volume)
-    found = [*header_findings(volume.derivation, facts), *_grid(volume), *_values(sample)]
+    values = [one._replace(refuses=one.refuses and not windowed) for one in _values(sample)]
+    found = [*header_findings(volume.derivation, facts), *_grid(volume), *values]
     # What is no HU has neither metal nor the noise of a kernel.
     if not any(finding.refuses and finding.kind is Kind.values for finding in found):
         pixel_mm = _pixel_mm(volume)
@@ -109,9 +113,9 @@ def examine(volume: CTVolume, facts: HeaderFacts | None = None) -> Fitness:
     return Fitness(findings=tuple(sorted(found, key=lambda finding: not finding.refuses)))
 
 
-def admitted(volume: CTVolume, *, force: bool = False) -> Fitness:
+def admitted(volume: CTVolume, *, force: bool = False, windowed: bool = False) -> Fitness:
     """`examine`, which must not refuse unless forced.  Raises UnfitError."""
-    fitness = examine(volume)
+    fitness = examine(volume, windowed=windowed)
     if fitness.refusal and not force:
         raise UnfitError(
             f"this series may not be denoised: {fitness.refusal}. Give --force (in a rule of the "
