@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+import _fuzz_seeds  # noqa: F401  (says where the synthetic series are)
 from cddnet import formats
 from cddnet.volume import CTVolume
 
@@ -59,7 +60,6 @@ def dicom(folder: Path) -> Target:
     """One file alone, then beside a sound slice of the same series."""
     from dicom_series import ct_dataset, save
 
-    import _fuzz_seeds  # noqa: F401  (says where the synthetic series are)
     from cddnet.errors import CddnetError
 
     together = folder / "series"
