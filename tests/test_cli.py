@@ -84,7 +84,7 @@ OPTIONS = {
         "--key",
         "--json",
     ],
-    "view": ["before", "after", "--port", "--no-browser", "--window"],
+    "view": ["before", "after", "--port", "--no-browser", "--window", "--uncertainty"],
     "node": ["--config"],
     "doctor": ["--json"],
     "licences": ["--json"],

@@ -32,6 +32,7 @@ SHARED = {
     "formats._facts",
     "formats._new_series",
     "formats._parametric",
+    "formats._parametric_read",
     "formats._sidecar",
     "metrics._body",
     "models._cards",

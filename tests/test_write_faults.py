@@ -19,10 +19,11 @@ from cddnet.training import checkpoint
 from cddnet.volume import CTVolume, Derivation
 from cddnet.workflows.denoise import DenoiseOptions, denoise_file
 from cddnet.workflows.depth import DepthOptions, depth_file
-from cddnet.workflows.evaluate import evaluate, write_results
+from cddnet.workflows.evaluate import evaluate
 from cddnet.workflows.export import ExportOptions, export_file
 from cddnet.workflows.import_weights import import_weights
 from cddnet.workflows.phantom import PhantomOptions, write_phantom
+from cddnet.workflows.results import write_results
 from cddnet.workflows.simulate import SimulateOptions, simulate_file
 from ct_tree import write_series, write_tree
 from write_faults import NEVER, Disk, contents

@@ -563,14 +563,9 @@ def evaluate(
 
     Patients appear as "patient 1" with a keyed digest of their ID, never by name.
     """
-    from cddnet.workflows.evaluate import (
-        EvaluateOptions,
-        evaluate_phantom,
-        evaluate_unpaired,
-        summary,
-        write_results,
-    )
+    from cddnet.workflows.evaluate import EvaluateOptions, evaluate_phantom, evaluate_unpaired
     from cddnet.workflows.evaluate import evaluate as evaluate_paths
+    from cddnet.workflows.results import summary, write_results
 
     paired = mode is EvaluationMode.paired
     if paired and protocol is None:
@@ -644,8 +639,9 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write a page that compares methods, with tables, figures for a paper, Markdown and JSON."""
-    from cddnet.workflows.evaluate import EvaluateOptions, summary
+    from cddnet.workflows.evaluate import EvaluateOptions
     from cddnet.workflows.report import ReportOptions, report_file
+    from cddnet.workflows.results import summary
 
     options = ReportOptions(
         protocol=protocol,
@@ -877,13 +873,17 @@ def view(
         bool, typer.Option("--no-browser", help="Only print the address.")
     ] = False,
     window: WindowHU = None,
+    uncertainty: Annotated[
+        Path | None, typer.Option(help="Expected error, as denoise wrote it.")
+    ] = None,
 ) -> None:
     """Look at a series, alone or before and after, in the browser of this machine."""
     with _extra("node"):
         from cddnet.node.web.serving import serve_pair
     from cddnet.node.web.pairs import LocalPair
 
-    serve_pair(LocalPair(before, after, window), port, browser=not no_browser, say=typer.echo)
+    pair = LocalPair(before, after, window, uncertainty)
+    serve_pair(pair, port, browser=not no_browser, say=typer.echo)
 
 
 station = typer.Typer(

@@ -151,5 +151,6 @@ class CTVolume:
         """Refuse work across slices where they do not form one evenly spaced volume."""
         if self.volume_problems:
             raise GeometryError(
-                "these slices cannot be treated as one volume: " + "; ".join(self.volume_problems)
+                f"these slices cannot be treated as one volume: {'; '.join(self.volume_problems)}. "
+                "Export the complete series again, or give each part alone."
             )

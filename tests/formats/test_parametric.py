@@ -23,11 +23,14 @@ from pydicom import dcmread, uid
 
 import cddnet
 from cddnet.errors import CddnetError, DicomError, FormatError, GeometryError
+from cddnet.formats import write_volume
 from cddnet.formats._parametric import (
+    PREDICTED_ERROR,
     PREDICTED_NOISE,
     RADIOLOGICAL_DEPTH,
     write_parametric_map,
 )
+from cddnet.formats._parametric_read import read_parametric_map
 from cddnet.volume import CTVolume, Derivation
 from peers import complaints
 
@@ -330,6 +333,83 @@ def test_a_map_is_not_taken_for_ct(source, tmp_path):
     written(source, tmp_path / "noise.dcm")
     with pytest.raises(CddnetError, match="Parametric Map"):
         read(tmp_path / "noise.dcm")
+
+
+@pytest.mark.parametrize("kind", ["source", "enhanced"])
+def test_a_map_is_read_back_bit_for_bit_where_it_lies(tmp_path, request, kind):
+    volume = read(request.getfixturevalue(kind))
+    write_parametric_map(maps(volume), tmp_path / "noise.dcm", PREDICTED_NOISE)
+    found = read_parametric_map(tmp_path / "noise.dcm", PREDICTED_NOISE)
+    assert found.shape == volume.shape
+    # By index and backwards: each read seeks on its own.
+    for index in reversed(range(found.shape[0])):
+        np.testing.assert_array_equal(found.read_slice(index), map_of(index))
+    assert found.hu.dtype == np.float32
+    for told in ("spacing_mm", "origin_mm", "direction", "positions_mm", "thickness_mm"):
+        assert getattr(found, told) == getattr(volume, told), told
+    assert found.volume_problems == volume.volume_problems
+
+
+def test_the_places_decide_the_order_of_frames(source, tmp_path):
+    """A file of another hand may hold them otherwise; the numbers stay with their place."""
+    dataset = written(source, tmp_path / "noise.dcm")
+    forward = read_parametric_map(tmp_path / "noise.dcm")
+    dataset.PerFrameFunctionalGroupsSequence = dataset.PerFrameFunctionalGroupsSequence[::-1]
+    dataset.save_as(tmp_path / "turned.dcm")
+    turned = read_parametric_map(tmp_path / "turned.dcm")
+    assert turned.slice_positions_mm() == forward.slice_positions_mm()
+    np.testing.assert_array_equal(turned.hu, forward.hu[::-1])
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def without(sequence):
+    def change(path):
+        dataset = dcmread(path)
+        del dataset.PerFrameFunctionalGroupsSequence[1][sequence]
+        dataset.save_as(path)
+
+    return change
+
+
+def not_finite(path):
+    path.write_bytes(path.read_bytes()[:-4] + np.float32(np.nan).tobytes())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (cut_short, "are there"),
+        (without("PlanePositionSequence"), "header is damaged"),
+        (not_finite, "NaN or infinite"),
+        (lambda path: path.write_bytes(b"no DICOM at all" * 99), "no DICOM"),
+        (lambda path: path.unlink(), "No such file"),
+    ],
+)
+def test_what_is_no_whole_map_is_refused(source, tmp_path, change, said):
+    written(source, tmp_path / "noise.dcm")
+    change(tmp_path / "noise.dcm")
+    with pytest.raises(CddnetError, match=said) as caught:
+        list(read_parametric_map(tmp_path / "noise.dcm").slices())
+    assert FAMILY_NAME not in str(caught.value)
+
+
+def test_ct_and_maps_of_something_else_are_refused(source, tmp_path):
+    with pytest.raises(DicomError, match="Parametric Map but: CT Image"):
+        read_parametric_map(sorted(source.iterdir())[0])
+    written(source, tmp_path / "noise.dcm")
+    with pytest.raises(DicomError, match="PREDICTED_NOISE, expected EXPECTED_ERROR"):
+        read_parametric_map(tmp_path / "noise.dcm", PREDICTED_ERROR)
+
+
+def test_no_ct_is_written_from_a_map(source, tmp_path):
+    written(source, tmp_path / "noise.dcm")
+    found = derive(read_parametric_map(tmp_path / "noise.dcm"), lambda hu: hu, STEP)
+    with pytest.raises(FormatError):
+        write_volume(found, tmp_path / "ct_again")
+    assert not (tmp_path / "ct_again").exists()
 
 
 @pytest.mark.net

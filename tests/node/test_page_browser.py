@@ -13,7 +13,10 @@ from PIL import Image
 from small_page import DEMO, OUTPUT, TOKEN, VERSION, node_folder, node_sources, served
 
 from cddnet.formats import read_volume
+from cddnet.formats._parametric import PREDICTED_ERROR, write_parametric_map
 from cddnet.intensity.window import to_grey
+from cddnet.node.web.pairs import LocalPair
+from cddnet.volume import Derivation
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("fastapi")
@@ -198,6 +201,64 @@ def test_the_noise_map_is_shown_with_its_range(viewer):
     most = float(page.input_value("#range"))
     assert page.locator(".ends span").all_inner_texts()[2] == f"{most:g} HU"
     assert len(np.unique(pixels(page, "view-b")[..., 1])) > 10
+
+
+def cubehelix(fraction):
+    """Green, Bull. Astron. Soc. India 39:289, 2011: (..., 3) of 255; start 0.5, turns -1.5."""
+    angle = 2 * np.pi * (0.5 / 3 + 1 - 1.5 * fraction)
+    turned = np.stack([np.cos(angle), np.sin(angle)], axis=-1) @ np.array(
+        [[-0.14861, -0.29227, 1.97294], [1.78277, -0.90649, 0]]
+    )
+    grey, amplitude = fraction[..., None], (fraction * (1 - fraction) / 2)[..., None]
+    return np.clip(255 * (grey + amplitude * turned), 0, 255)
+
+
+def test_the_expected_error_has_the_pixels_and_figures_of_numpy(browser, folder, hu, tmp_path, rng):
+    error_hu = rng.uniform(0.5, 23, hu["before"].shape[1:]).astype(np.float32)
+    step = Derivation(label="error", description="A test", parameters=(), version="0")
+    maps = read_volume(DEMO).derived(lambda index: error_hu + np.float32(index), step)
+    write_parametric_map(maps, tmp_path / "error.dcm", PREDICTED_ERROR)
+    local = LocalPair(DEMO, folder / "outbox" / "a", error=tmp_path / "error.dcm")
+    with served(app(local, Access())) as url:
+        page, errors = browser.new_page(viewport={"width": 1280, "height": 800}), []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(url)
+        on_slice(page, 6)
+        page.click("text=Expected error")
+        page.wait_for_selector("#scale:not([hidden])")
+        assert page.inner_text("#scale legend") == "Expected error (SD)"
+        assert page.locator(".ends span").all_inner_texts() == ["0 HU", "15 HU", "30 HU"]
+        expected_hu = np.rint(10 * (error_hu + 6)) / 10
+        drawn = pixels(page, "view-b")[..., :3]
+        assert np.abs(drawn - cubehelix(expected_hu / 30)).max() <= 1
+        page.fill("#range", "40")
+        page.press("#range", "Enter")
+        pressed(page)
+        drawn = pixels(page, "view-b")[..., :3]
+        assert np.abs(drawn - cubehelix(expected_hu / 40)).max() <= 1
+        frame = page.locator("#view-b .frame").bounding_box()
+        row, column = 210, 301
+        page.mouse.move(
+            frame["x"] + (column + 0.5) / 512 * frame["width"],
+            frame["y"] + (row + 0.5) / 512 * frame["height"],
+        )
+        before, after = (round(float(hu[name][6, row, column])) for name in ("before", "after"))
+        told = f"{before} \u2192 {after} HU, expected error (SD) {expected_hu[row, column]:.1f} HU"
+        assert page.inner_text("#readout") == told
+        page.locator("#stage").focus()
+        pressed(page, "a")
+        assert page.locator("#scale").is_hidden()
+        pressed(page, "u")
+        assert page.get_attribute("#stage", "data-mode") == "error"
+        page.close()
+        assert errors == []
+
+
+def test_without_a_map_the_expected_error_is_not_offered(viewer):
+    page = pressed(viewer(), "u", "h")
+    assert page.get_attribute("#stage", "data-mode") == "wipe"
+    assert page.locator("[data-mode=error]").is_hidden()
+    assert page.locator("#error-key").is_hidden()
 
 
 def test_the_wipe_shows_each_side(viewer):

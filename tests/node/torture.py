@@ -182,6 +182,10 @@ class Torture:
             timeout_s=20,
             log_file=folder / "log",
             device="cpu",
+            # Its images are random numbers, which the fitness check refuses.
+            rules=[
+                {"name": "all", "do": [{"strength": 1, "force": True, "destinations": ["pacs"]}]}
+            ],
         )
         (folder / "config").write_text(self.config.model_dump_json())
         (folder / "plan").write_text(json.dumps(vars(plan)))

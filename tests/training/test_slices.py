@@ -97,5 +97,5 @@ def test_patients_keep_their_series_and_missing_folders_are_named(hu, tmp_path):
     assert [piece.series_uid for piece in loaded["A"]] == ["a1"] * 12 + ["x"] * 2 + ["a2"] * 12 + [
         "x"
     ] * 2
-    with pytest.raises(FormatError, match=r"lacks 1 series folders: b$"):
+    with pytest.raises(FormatError, match=r"lacks 1 series folders: b; fetch"):
         load_slices({"A": ("a1",), "B": ("b",)}, tmp_path, read_all)

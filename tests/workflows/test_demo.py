@@ -69,6 +69,19 @@ def test_an_unknown_model_leaves_no_folder(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_an_interrupted_demo_leaves_nothing(error, tmp_path, monkeypatch):
+    def stopped(source, *_):
+        assert source.is_dir()
+        raise error
+
+    monkeypatch.setattr("cddnet.workflows.demo.denoise_file", stopped)
+    expected = FormatError if isinstance(error, OSError) else error
+    with pytest.raises(expected):
+        run_demo(tmp_path / "out", DenoiseOptions(), ignore)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_strength_zero_returns_the_stored_values_bit_for_bit(tmp_path):
     out = tmp_path / "same"
     denoise_file(demo_series(), out, DenoiseOptions(strength=0.0), ignore)

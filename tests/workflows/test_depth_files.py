@@ -241,7 +241,7 @@ def test_an_existing_output_is_refused_before_the_work(source, matched, tmp_path
 
 @pytest.mark.parametrize("dose", [0.0, -0.5, 1.5, float("nan")])
 def test_a_dose_outside_its_range_is_refused(source, tmp_path, dose):
-    with pytest.raises(CddnetError, match="expected a fraction"):
+    with pytest.raises(CddnetError, match="give a fraction"):
         depth_file(tmp_path, tmp_path / "out", DepthOptions(dose_fraction=dose), ignore)
     assert list(tmp_path.iterdir()) == []
 

@@ -23,12 +23,10 @@ from cddnet.workflows.demo import demo_series
 from cddnet.workflows.evaluate import (
     LOW_DOSE,
     EvaluateOptions,
-    csv_text,
     evaluate,
     evaluate_cases,
-    summary,
-    write_results,
 )
+from cddnet.workflows.results import csv_text, summary, write_results
 from ct_tree import write_series, write_tree
 
 SHAPE = (43, 47)

@@ -15,9 +15,9 @@ from cddnet.workflows.evaluate import (
     evaluate,
     evaluate_phantom,
     evaluate_unpaired,
-    summary,
 )
 from cddnet.workflows.phantom import PhantomOptions, write_phantom
+from cddnet.workflows.results import summary
 from cddnet.workflows.simulate import SimulateOptions, calibrated_source, simulate_volume
 
 SLICES = 3

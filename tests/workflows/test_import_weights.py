@@ -77,6 +77,30 @@ def test_what_is_no_state_dict_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused(value, tmp_path):
+    state = published("wgan_vgg")
+    key = list(state)[-1]
+    state[key] = state[key].clone()
+    state[key].view(-1)[-1] = value
+    torch.save(state, tmp_path / "spoilt.pth")
+    with pytest.raises(ModelError, match="not finite"):
+        import_weights(tmp_path / "spoilt.pth", "x", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", [KeyError, IndexError, AttributeError, AssertionError, TypeError])
+def test_whatever_the_reader_raises_is_a_refusal(kind, tmp_path, monkeypatch):
+    torch.save(published("wgan_vgg"), tmp_path / "w.pth")
+
+    def broken(*_, **__):
+        raise kind("x")
+
+    monkeypatch.setattr(torch, "load", broken)
+    with pytest.raises(ModelError, match=rf"tensors alone \({kind.__name__}\)"):
+        import_weights(tmp_path / "w.pth", "x", tmp_path / "out")
+
+
 def test_nothing_is_overwritten_and_names_stay_in_the_folder(tmp_path):
     torch.save(published("wgan_vgg"), tmp_path / "w.pth")
     with pytest.raises(FormatError, match="no name"):

@@ -112,7 +112,10 @@ def _checked(volume: CTVolume, target: Path) -> CTVolume:
         hu = volume.read_slice(index)
         where = f"{target} is not written: slice {index + 1}"
         if hu.shape != volume.shape[1:]:
-            raise FormatError(f"{where} has shape {hu.shape}, expected {volume.shape[1:]}.")
+            raise FormatError(
+                f"{where} has shape {hu.shape}, expected {volume.shape[1:]}; give every slice the "
+                "size of the volume."
+            )
         require_finite([hu], where)
         return hu
 

@@ -158,4 +158,7 @@ def _explained(path: Path, wrapped: OSError, left: list[Path]) -> FormatError:
             f"{path}: writing is not permitted ({error.strerror}); {remains}. "
             "Choose a folder of yours."
         )
-    return FormatError(f"{path}: writing stopped ({error.strerror or error}); {remains}.")
+    return FormatError(
+        f"{path}: writing stopped ({error.strerror or error}); {remains}. Run again, or choose "
+        "another disk."
+    )

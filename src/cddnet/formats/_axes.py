@@ -60,7 +60,8 @@ def axes_from_directions(
     if vectors.shape != (3, 3) or spacing.shape != (3,) or np.shape(origin_mm) != (3,):
         raise GeometryError(
             f"{where}: direction, spacing and position have shapes {vectors.shape}, "
-            f"{spacing.shape} and {np.shape(origin_mm)}, expected (3, 3), (3,) and (3,)."
+            f"{spacing.shape} and {np.shape(origin_mm)}, expected (3, 3), (3,) and (3,); repair "
+            "the header."
         )
     if not np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=RIGHT_ANGLE):
         raise GeometryError(

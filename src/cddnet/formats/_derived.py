@@ -52,7 +52,10 @@ def write_derived(volume: CTVolume, path: Path) -> None:
         recipe = Recipe(volume.derivation, headers)
         first_uid = headers.frames[0].sop_uid
     if recipe.sop_uid(0) == first_uid:
-        raise FormatError(f"{path}: the derived image would replace its source.")
+        raise FormatError(
+            f"{path}: the derived image has the UID of its source and would replace it; start "
+            "from the original series."
+        )
     flushed: set[Path] = set()
     with new_file(path) if one_file else new_folder(path, flushed) as target:
         count = 1 if headers.enhanced else len(headers.frames)

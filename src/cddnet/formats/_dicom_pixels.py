@@ -21,6 +21,7 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID
 
 from cddnet.errors import DicomError
+from cddnet.formats._dicom_deflated import require_bounded
 from cddnet.formats._jpeg_streams import image_of
 
 Stored = NDArray[np.integer[Any]]
@@ -94,6 +95,7 @@ def read_stored(path: Path, frame: int = 0) -> Stored:
     with quiet():
         try:
             with path.open("rb") as file:
+                require_bounded(file, path.name)
                 dataset = dcmread(file, stop_before_pixels=True, force=True)
                 syntax = transfer_syntax_of(dataset)
                 if syntax.is_transfer_syntax and not syntax.is_deflated:

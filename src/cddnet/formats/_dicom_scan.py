@@ -13,6 +13,7 @@ from pydicom.uid import UID, MediaStorageDirectoryStorage
 
 from cddnet.errors import DicomError, SeriesChoiceError
 from cddnet.formats import head_of
+from cddnet.formats._dicom_deflated import require_bounded
 from cddnet.formats._dicom_frames import (
     TEXTS,
     Frame,
@@ -208,6 +209,7 @@ def read_header(path: Path, shared: SharedElements | None = None) -> Scanned | N
     header, pixels, deflated = Dataset(), None, False
     with quiet(), path.open("rb") as file:
         try:
+            require_bounded(file, path.name)
             header = dcmread(file, stop_before_pixels=True, force=True)
             syntax = transfer_syntax_of(header)
             deflated = syntax.is_transfer_syntax and syntax.is_deflated
@@ -217,6 +219,8 @@ def read_header(path: Path, shared: SharedElements | None = None) -> Scanned | N
             told = {keyword: header.get(keyword) for keyword in TEXTS}
             kept = (shared or SharedElements()).keep(header, elements)
             directory = _media_class(header) == MediaStorageDirectoryStorage
+        except DicomError:
+            raise
         except Exception as error:
             if not sure:
                 return None

@@ -180,7 +180,10 @@ def _set_slice(header: Dataset, volume: CTVolume, index: int) -> None:
 
 def _pixels(hu: SliceHU, volume: CTVolume, name: str) -> bytes:
     if hu.shape != volume.shape[1:]:
-        raise FormatError(f"{name} has shape {hu.shape}, expected {volume.shape[1:]}.")
+        raise FormatError(
+            f"{name} has shape {hu.shape}, expected {volume.shape[1:]}; give every slice the size "
+            "of the volume."
+        )
     lowest, highest = (limit * SLOPE + INTERCEPT for limit in LEGAL)
     if not np.all((hu >= lowest) & (hu <= highest)):
         raise FormatError(

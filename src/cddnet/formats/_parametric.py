@@ -204,7 +204,7 @@ def _range(volume: CTVolume, path: Path) -> tuple[float, float]:
         if values.shape != volume.shape[1:] or not np.isfinite(values).all():
             raise FormatError(
                 f"{path} is not written: map {index + 1} is not finite or has shape "
-                f"{values.shape}, expected {volume.shape[1:]}."
+                f"{values.shape}, expected {volume.shape[1:]}; compute it again."
             )
         low, high = min(low, float(values.min())), max(high, float(values.max()))
     return low, high

@@ -145,7 +145,10 @@ def _claimed_bytes(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
 
 def _volume(path: Path, stored: NDArray[np.generic], axes: Axes) -> CTVolume:
     if stored.dtype.kind not in REAL_KINDS:
-        raise FormatError(f"{path}: the values are {stored.dtype}, expected real numbers in HU.")
+        raise FormatError(
+            f"{path}: the values are {stored.dtype}, expected real numbers in HU; save them as "
+            "float32 or int16."
+        )
     stack = stored[None] if stored.ndim == 2 else stored
     if stack.ndim != 3 or 0 in stack.shape:
         raise FormatError(

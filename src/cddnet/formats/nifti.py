@@ -134,7 +134,10 @@ def _header(path: Path) -> _Header:
             f"{path}: the NIfTI header is damaged ({error}); export the file again."
         ) from error
     if layout.dtype.kind not in REAL_KINDS:
-        raise FormatError(f"{path}: the voxels are {layout.dtype}, expected real numbers in HU.")
+        raise FormatError(
+            f"{path}: the voxels are {layout.dtype}, expected real numbers in HU; save them as "
+            "float32 or int16."
+        )
     if unit not in MM_PER_UNIT:
         raise FormatError(f"{path}: lengths are in {unit!r}, expected mm; repair the header.")
     with np.errstate(over="ignore"):

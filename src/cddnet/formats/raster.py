@@ -92,7 +92,9 @@ def pairs(path: Path) -> list[tuple[Path, Path]]:
     for name in ("IN", "GT"):
         folder = path / name
         if not folder.is_dir():
-            raise FormatError(f"{path}: has no folder {name}; expected IN (low dose) and GT.")
+            raise FormatError(
+                f"{path}: has no folder {name}; give a folder with IN (low dose) and GT (full)."
+            )
         files = [file for file in _visible(folder) if file.is_file()]
         stems = {file.stem: file for file in files}
         if len(stems) < len(files):
@@ -107,7 +109,7 @@ def pairs(path: Path) -> list[tuple[Path, Path]]:
         )
         raise FormatError(f"{path}: files without a twin ({lonely}); add or remove them.")
     if not low_dose:
-        raise FormatError(f"{path}: IN and GT are empty; expected pictures of equal names in both.")
+        raise FormatError(f"{path}: IN and GT are empty; put pictures of equal names into both.")
     return [(file, full_dose[stem]) for stem, file in low_dose.items()]
 
 
@@ -157,7 +159,10 @@ def write(volume: CTVolume, path: Path, options: WriteOptions) -> None:
     window = _checked(options.window_hu, str(path))
     if options.bits not in (8, 16) or (suffix in JPEG_SUFFIXES and options.bits != 8):
         possible = "8 bits (--bits 8)" if suffix in JPEG_SUFFIXES else "8 or 16 bits"
-        raise FormatError(f"{path}: {options.bits} bits were asked for, {suffix} has {possible}.")
+        raise FormatError(
+            f"{path}: {options.bits} bits were asked for, {suffix} has {possible}; choose one of "
+            "these, or another suffix."
+        )
     grey = (to_grey(hu, window, options.bits) for hu in volume.slices())
     if volume.shape[0] == 1:
         with new_recorded_files(volume, path) as (temporary,):
@@ -224,7 +229,9 @@ def picture_files(path: Path) -> tuple[list[Path], list[str]]:
     visible = _visible(path)
     files = [file for file in visible if file.is_file() and recognises(head_of(file))]
     if not files:
-        raise FormatError(f"{path}: holds no TIFF, PNG or JPEG pictures.")
+        raise FormatError(
+            f"{path}: holds no TIFF, PNG or JPEG pictures; give the folder that they lie in."
+        )
     others = [item.name for item in visible if item not in files and item.name != FOLDER_RECORD]
     broken = [name for name in others if name.lower().endswith(SUFFIXES)]
     if broken:
@@ -289,7 +296,10 @@ def _window_for_reading(first: _Page, options: ReadOptions) -> tuple[float, floa
 def _checked(window_hu: tuple[float, float], where: str) -> tuple[float, float]:
     low, high = window_hu
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise FormatError(f"{where}: the window {low} to {high} HU should be low, then high.")
+        raise FormatError(
+            f"{where}: the window {low} to {high} HU should be low, then high; give it as "
+            "--window -160 240."
+        )
     return low, high
 
 
@@ -332,7 +342,8 @@ def _picture(file: Path) -> _Page:
         raise FormatError(f"{file}: 16 bits with colour or transparency; save it as 16-bit grey.")
     if mode not in BITS or frames != 1:
         raise FormatError(
-            f"{file}: has {frames} pictures of mode {mode}, expected one in 8- or 16-bit grey."
+            f"{file}: has {frames} pictures of mode {mode}, expected one in 8- or 16-bit grey; "
+            "save it so."
         )
     channels = {"P": 4, "RGB": 3, "RGBA": 4, "LA": 2}.get(mode, 1)
     return _Page(file, 0, (height, width), BITS[mode], channels)
@@ -375,7 +386,7 @@ def _tiff_bits(file: Path, dtype: np.dtype[np.generic], bits: int) -> int | None
         return bits
     raise FormatError(
         f"{file}: holds {bits}-bit {dtype}, expected HU with a sign (int16, float32) or 8- to "
-        "16-bit grey levels."
+        "16-bit grey levels; save it so."
     )
 
 

@@ -140,7 +140,7 @@ def d_prime_npwe(
     signal, noise = seen.sum() * step, (seen * np.square(eye) * noise_power).sum() * step
     if not noise > 0:
         raise CddnetError(
-            f"the noise in the band of the task is {noise:g} expected more than zero; "
+            f"the noise in the band of the task is {noise:g}, expected more than zero; "
             "measure the noise power on images with noise."
         )
     return float(signal / np.sqrt(noise))
@@ -191,7 +191,7 @@ def channelised_hotelling(trials: Trials, width_px: float, samples: Resampling) 
     if len(shapes) != 1 or len(trials.place) != len(trials.present):
         raise CddnetError(
             f"images with the lesion {np.shape(trials.present)}, without "
-            f"{np.shape(trials.absent)}, places {np.shape(trials.place)}: give equal numbers."
+            f"{np.shape(trials.absent)}, places {np.shape(trials.place)}; give equal numbers."
         )
     channels = laguerre_gauss(trials.present.shape[-1], width_px).reshape(CHANNELS, -1)
     present, absent = (_seen(images, channels) for images in (trials.present, trials.absent))

@@ -167,8 +167,8 @@ def scanning_frc(
     """
     if reference.shape != output.shape or min(reference.shape) < _PATCH:
         raise CddnetError(
-            f"reference {reference.shape} and output {output.shape}: scanning FRC needs images of "
-            f"one size, at least {_PATCH} x {_PATCH}."
+            f"reference {reference.shape} and output {output.shape} differ or are too small for "
+            f"scanning FRC; give images of one size, at least {_PATCH} x {_PATCH}."
         )
     corners = np.array(
         [

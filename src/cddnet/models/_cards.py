@@ -31,6 +31,9 @@ _KINDS: dict[str, type | UnionType] = {
 }
 
 
+FETCH_AGAIN = "Fetch or train both files, the weights and their card, again."
+
+
 @dataclass(frozen=True, kw_only=True)
 class Card:
     """model: a file in models/.  options: of its Config.  name: as shown, "cddnet@1".
@@ -61,7 +64,9 @@ def read_card(weights: Path) -> Card:
             f"{weights.name}: no model card {path.name} beside it; keep both files together."
         ) from error
     except (ValueError, TypeError, RecursionError) as error:
-        raise ModelError(f"{path.name} is not a model card of this version: {error}") from error
+        raise ModelError(
+            f"{path.name} is not a model card of this version: {error}. {FETCH_AGAIN}"
+        ) from error
     return card
 
 
@@ -100,7 +105,10 @@ def read_checked(weights: Path, card: Card) -> bytes:
             )
         content = weights.read_bytes()
     except OSError as error:
-        raise ModelError(f"{weights}: weights cannot be read: {error.strerror}.") from error
+        raise ModelError(
+            f"{weights}: weights cannot be read ({error.strerror}); change the permissions, or "
+            "copy both files to a folder of yours."
+        ) from error
     found = hashlib.sha256(content).hexdigest()
     if found != card.sha256:
         raise ModelError(
@@ -120,12 +128,12 @@ def _require_numbers(content: bytes, name: str, model: str) -> None:
     try:
         tensors = deserialize(content)  # type: ignore[no-untyped-call]
     except SafetensorError as error:
-        raise ModelError(f"{name}: weights do not fit {model}: {error}") from error
+        raise ModelError(f"{name}: weights do not fit {model}: {error}. {FETCH_AGAIN}") from error
     for key, tensor in tensors:
         if tensor["dtype"] not in DTYPES:
             raise ModelError(
                 f"{name}: weights do not fit {model}: '{key}' is of type {tensor['dtype']}, "
-                f"expected one of {', '.join(DTYPES)}."
+                f"expected one of {', '.join(DTYPES)}. {FETCH_AGAIN}"
             )
         values: NDArray[np.generic] = np.frombuffer(tensor["data"], DTYPES[tensor["dtype"]])
         if tensor["dtype"] == "BF16":

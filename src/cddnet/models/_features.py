@@ -46,7 +46,10 @@ def parsed(content: bytes, path: Path) -> dict[str, Tensor]:
             else torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         )
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ModelError(f"{path}: is no file of weights: {type(error).__name__}.") from error
+        raise ModelError(
+            f"{path}: is no file of weights ({type(error).__name__}); fetch it again, or save a "
+            "state_dict."
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ModelError(f"{path}: is no table of weights by key; save a state_dict.")
     return state

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cddnet import models
 from cddnet.errors import ModelError
-from cddnet.models._cards import Card, file_hash, read_card, read_checked
+from cddnet.models._cards import FETCH_AGAIN, Card, file_hash, read_card, read_checked
 
 
 def save(network: nn.Module, weights: Path, *, half: bool = False, **card: object) -> Card:
@@ -53,7 +53,9 @@ def load(weights: Path) -> tuple[nn.Module, Card]:
     except Exception as error:
         # Options that a card makes up fail anywhere in the building of a network.
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{weights.name}: weights do not fit {card.model}: {first}") from error
+        raise ModelError(
+            f"{weights.name}: weights do not fit {card.model}: {first.rstrip('.')}. {FETCH_AGAIN}"
+        ) from error
     return models.in_network_range(card.model, network).eval(), card
 
 

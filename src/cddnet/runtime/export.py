@@ -110,7 +110,7 @@ def _without_weights(model: Any, tensors: graphs.Tensors, key: str) -> bytes:  #
         node.input[:] = [learned.get(name, name) for name in node.input]
     kept = [item for item in graph.initializer if item.name not in learned]
     if any(item.ByteSize() > _LARGEST_KEPT_BYTES for item in kept):
-        raise ModelError("the exporter changed weights of this network")
+        raise ModelError("the exporter changed weights of this network; run it by torch.")
     del graph.initializer[:]
     graph.initializer.extend(kept)
     wanted = {name: tensors[name].shape for name in learned.values()}

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
 from cddnet.errors import ModelError
-from cddnet.models._cards import Card, read_checked
+from cddnet.models._cards import FETCH_AGAIN, Card, read_checked
 from cddnet.runtime import store
 from cddnet.runtime._protobuf import field, fields
 
@@ -65,7 +65,9 @@ def read_tensors(weights: Path, card: Card) -> Tensors:
     try:
         tensors: Tensors = load_tensors(read_checked(weights, card))
     except SafetensorError as error:
-        raise ModelError(f"{weights.name}: weights do not fit {card.model}: {error}") from error
+        raise ModelError(
+            f"{weights.name}: weights do not fit {card.model}: {error}. {FETCH_AGAIN}"
+        ) from error
     return tensors
 
 
@@ -81,7 +83,10 @@ def complete(graph: bytes, tensors: Tensors) -> bytes:
         if name not in tensors or list(tensors[name].shape) != shape
     ]
     if wrong:
-        raise ModelError(f"the weights do not fit the graph: '{wrong[0]}' is missing or differs.")
+        raise ModelError(
+            f"the weights do not fit the graph: '{wrong[0]}' is missing or differs; run them by "
+            "torch."
+        )
     initializers = b"".join(field(_INITIALIZER, _tensor(name, tensors[name])) for name in wanted)
     return b"".join(
         field(_GRAPH, value + initializers)

@@ -28,7 +28,7 @@ def find(model: str | Path) -> Path:
     """
     if Path(model).suffix == ".safetensors":
         if not Path(model).is_file():
-            raise ModelError(f"{model}: there is no such weights file.")
+            raise ModelError(f"{model}: there is no such weights file; check the name.")
         return Path(model)
     wanted = DEFAULT if model == "default" else str(model)
     known = shipped()

@@ -92,7 +92,10 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -
         module.load_state_dict(_below(tensors, prefix))
     except RuntimeError as error:
         first = str(error).strip().splitlines()[0]
-        raise FormatError(f"the checkpoint's {prefix} does not fit: {first}") from error
+        raise FormatError(
+            f"the checkpoint's {prefix} does not fit: {first}. Go on with the recipe that the run "
+            "was started with, or train in a new folder."
+        ) from error
 
 
 def tensors_of_optimiser(optimiser: Optimizer, prefix: str) -> dict[str, Tensor]:

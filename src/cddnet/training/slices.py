@@ -68,6 +68,7 @@ def calibrated_geometry(volume: CTVolume) -> SliceGeometry:
     _, row_mm, column_mm = volume.spacing_mm
     if abs(row_mm - column_mm) > 0.01 * column_mm:
         raise GeometryError(
-            f"pixels are {row_mm:.3f} x {column_mm:.3f} mm; dose simulation needs square ones."
+            f"pixels are {row_mm:.3f} x {column_mm:.3f} mm; dose simulation needs square ones; "
+            "resample the series first, or leave it out."
         )
     return SliceGeometry(pixel_mm=column_mm)

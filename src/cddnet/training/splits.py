@@ -26,7 +26,10 @@ def load_slices(
     """
     missing = [name for names in patients.values() for name in names if not (root / name).is_dir()]
     if missing:
-        raise FormatError(f"{root} lacks {len(missing)} series folders: {', '.join(missing[:5])}")
+        raise FormatError(
+            f"{root} lacks {len(missing)} series folders: {', '.join(missing[:5])}; fetch them, or "
+            "take them out of the split."
+        )
     return {
         patient: [
             piece

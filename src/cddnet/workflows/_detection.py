@@ -158,7 +158,7 @@ def detect_in_water(
     if size * geometry.pixel_mm < made.field_mm:
         raise CddnetError(
             f"{size} pixels of {geometry.pixel_mm:g} mm do not hold the phantom; "
-            f"{made.field_mm:g} mm are needed."
+            f"{made.field_mm:g} mm are needed; choose larger pixels or more of them."
         )
     water = phantom.render(made, size, geometry.pixel_mm)
     width_mm = _REGION_IN_WATER * max(lesion.diameter_mm for lesion in options.lesions)

@@ -135,7 +135,8 @@ def find(
         reasons = sorted({item.reason for item in found.left_out})
         raise FormatError(
             f"{source}: nothing in it can be used as layout {layout}. "
-            + ("Found: " + "; ".join(reasons[:5]) if reasons else "It holds no CT series.")
+            + ("Found: " + "; ".join(reasons[:5]) if reasons else "It holds no CT series")
+            + ". Give the folder of the data set, or another --layout."
         )
     return found
 
@@ -252,7 +253,10 @@ def _assigned(
     }
     missing = sorted(str(folder) for folder in owner if not (source / folder).is_dir())
     if missing:
-        raise FormatError(f"{source} lacks {len(missing)} series folders: {', '.join(missing[:5])}")
+        raise FormatError(
+            f"{source} lacks {len(missing)} series folders: {', '.join(missing[:5])}; fetch them, "
+            "or take them out of the patients file."
+        )
     assigned, left_out = [], []
     for job in jobs:
         folder = PurePosixPath(job.full.folder)
@@ -324,7 +328,9 @@ def _pictures(source: Path, options: PictureOptions, progress: Progress) -> Foun
 
 def _by_stem(folder: Path) -> dict[str, str]:
     if not folder.is_dir():
-        raise FormatError(f"{folder.parent}: has no folder {folder.name}; expected IN and GT.")
+        raise FormatError(
+            f"{folder.parent}: has no folder {folder.name}; give a folder with IN and GT."
+        )
     names = sorted(
         item.name
         for item in folder.iterdir()
@@ -350,10 +356,13 @@ def require_one_group(pattern: str) -> None:
     try:
         groups = re.compile(pattern).groups
     except re.error as error:
-        raise FormatError(f"--patient-pattern {pattern}: is no pattern ({error}).") from error
+        raise FormatError(
+            f"--patient-pattern {pattern}: is no regular expression ({error}); give one such as "
+            "'(L[0-9]+)_'."
+        ) from error
     if groups != 1:
         raise FormatError(
-            f"--patient-pattern {pattern}: has {groups} groups, expected one around the patient, "
+            f"--patient-pattern {pattern}: has {groups} groups; give one around the patient, "
             "such as '(L[0-9]+)_'."
         )
 
@@ -362,7 +371,10 @@ def _files(source: Path) -> Iterable[Path]:
     """Every regular file below a folder, in a fixed order, hidden ones left aside."""
 
     def stop(error: OSError) -> None:
-        raise FormatError(f"{error.filename}: cannot be listed ({error.strerror}).") from error
+        raise FormatError(
+            f"{error.filename}: cannot be listed ({error.strerror}); change its permissions or "
+            "take it out of the data set."
+        ) from error
 
     for parent, folders, names in os.walk(source, onerror=stop):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -23,7 +23,7 @@ _DIRECTION_TOLERANCE = 1e-3
 _THICKNESS_TOLERANCE = 0.01
 
 
-class UnfitError(CddnetError):
+class LeftOutError(CddnetError):
     """A series that is left out; `kind` is for the count by reason."""
 
     def __init__(self, kind: str, message: str) -> None:
@@ -43,20 +43,20 @@ class Twin(NamedTuple):
 def twin_of(full: tuple[Entry, CTVolume], candidates: Sequence[tuple[Entry, CTVolume]]) -> Twin:
     """The candidate with the most slices at the positions of the full dose.
 
-    Raises: UnfitError where no candidate lies on the same grid, or none has a slice in common.
+    Raises: LeftOutError where no candidate lies on the same grid, or none has a slice in common.
     """
     reasons, twins, kind = [], [], ""
     for low_entry, low in candidates:
         try:
             twins.append(_matched(full, (low_entry, low)))
-        except UnfitError as error:
+        except LeftOutError as error:
             reasons.append(f"{low_entry.name}: {error}")
             kind = error.kind
     if not twins:
-        raise UnfitError(kind, "; ".join(reasons))
+        raise LeftOutError(kind, "; ".join(reasons))
     best = max(twins, key=lambda twin: len(twin.rows))
     if not best.rows:
-        raise UnfitError(
+        raise LeftOutError(
             "missing twin",
             f"no low-dose slice lies within {tolerance_of(full[1]):g} mm of any of its own",
         )
@@ -108,7 +108,7 @@ def _matched(full: tuple[Entry, CTVolume], low: tuple[Entry, CTVolume]) -> Twin:
     _require_one_grid(full_volume, low_volume)
     for dose, volume in (("full", full_volume), ("low", low_volume)):
         if isinstance(volume.headers, DicomHeaders) and _corners(volume.headers) is None:
-            raise UnfitError("geometry", f"the {dose} dose does not say where it lies")
+            raise LeftOutError("geometry", f"the {dose} dose does not say where it lies")
     full_mm, low_mm = along_mm(full_volume), along_mm(low_volume)
     tolerance_mm = tolerance_of(full_volume)
     rows = nearest(full_mm, low_mm, tolerance_mm)
@@ -154,7 +154,7 @@ def _require_no_shift(full: CTVolume, low: CTVolume, rows: tuple[tuple[int, int]
     sideways = apart - np.outer(apart @ normal, normal)
     shift_mm = float(np.linalg.norm(sideways, axis=1).max())
     if shift_mm > PIXEL_TOLERANCE * min(full.spacing_mm[1:]):
-        raise UnfitError("geometry", f"the two doses are shifted by {shift_mm:.2f} mm")
+        raise LeftOutError("geometry", f"the two doses are shifted by {shift_mm:.2f} mm")
 
 
 def _normal(volume: CTVolume) -> NDArray[np.float64]:
@@ -162,5 +162,7 @@ def _normal(volume: CTVolume) -> NDArray[np.float64]:
     return normal
 
 
-def _differing(what: str, full: object, low: object) -> UnfitError:
-    return UnfitError("geometry", f"the {what} differs, {full} at full dose but {low} at low dose")
+def _differing(what: str, full: object, low: object) -> LeftOutError:
+    return LeftOutError(
+        "geometry", f"the {what} differs, {full} at full dose but {low} at low dose"
+    )

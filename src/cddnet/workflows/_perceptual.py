@@ -121,7 +121,7 @@ def _find(folder: Path | None, file: _File) -> Path | None:
     if folder is None:
         return None
     if not folder.is_dir():
-        raise ModelError(f"{folder}: there is no such folder of weights.")
+        raise ModelError(f"{folder}: there is no such folder of weights; check the name.")
     found = [
         path
         for path in sorted(folder.iterdir())
@@ -138,7 +138,10 @@ def _read(path: Path, file: _File) -> _Weights:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ModelError(f"{path}: weights cannot be read: {error.strerror}.") from error
+        raise ModelError(
+            f"{path}: weights cannot be read ({error.strerror}); change the permissions, or copy "
+            "them to a folder of yours."
+        ) from error
     digest = hashlib.sha256(content).hexdigest()
     stated = _stated(path)
     if digest != (stated or file.sha256):

@@ -16,7 +16,7 @@ from cddnet.intensity.hu import air_for_padding
 from cddnet.training.manifest import StoredFile, file_sha256, slice_sha256
 from cddnet.volume import CTVolume
 from cddnet.workflows._appearing import appearing
-from cddnet.workflows._pairing import UnfitError
+from cddnet.workflows._pairing import LeftOutError
 
 _LIMITS = np.iinfo(np.int16)
 
@@ -42,13 +42,13 @@ class Written(NamedTuple):
 def stored_hu(volume: CTVolume, index: int) -> NDArray[np.int16]:
     """Slice (H, W) rounded to whole HU, padding as air.
 
-    Raises: UnfitError for values beyond 16 bits; they are not clipped, since a wrong HU would
+    Raises: LeftOutError for values beyond 16 bits; they are not clipped, since a wrong HU would
     teach a wrong HU.
     """
     hu = np.rint(air_for_padding(volume.read_slice(index), volume.padding(index)))
     low, high = float(hu.min()), float(hu.max())
     if not (_LIMITS.min <= low and high <= _LIMITS.max):
-        raise UnfitError(
+        raise LeftOutError(
             "beyond 16 bits", f"its values reach from {low:g} to {high:g} HU, beyond 16 bits"
         )
     return hu.astype("<i2")
@@ -58,7 +58,7 @@ def write_rows(columns: Sequence[Column], known: set[str]) -> Written:
     """Write the rows of a series, one file per dose, without those whose pixels were seen before.
 
     known: SHA-256 of the patient's slices stored so far, of other series.
-    Raises: UnfitError where no slice with tissue is left; then there is no file either.
+    Raises: LeftOutError where no slice with tissue is left; then there is no file either.
     """
     seen = set(known)
     kept: list[int] = []
@@ -83,7 +83,7 @@ def write_rows(columns: Sequence[Column], known: set[str]) -> Written:
             seen.update(filter(None, names))
         if not any(map(any, digests)):
             why = next(iter(repeated.values()), "holds no tissue")
-            raise UnfitError("duplicate" if repeated else "unfit", f"each of its slices {why}")
+            raise LeftOutError("duplicate" if repeated else "unfit", f"each of its slices {why}")
         for file in files:
             file.seek(0)
             _write_header(file, len(kept), slices[0].shape)

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from cddnet.errors import FormatError
 from cddnet.formats import read_volume, write_volume
+from cddnet.formats._atomic import new_folder
 from cddnet.metrics._body import body_mask
 from cddnet.metrics.fidelity import psnr, rmse_hu, ssim
 from cddnet.metrics.noise import InsertedNoise, inserted_noise
@@ -54,12 +54,16 @@ class DemoResult(NamedTuple):
 def run_demo(out: Path, options: DenoiseOptions, progress: Progress) -> DemoResult:
     """Write out/low_dose, out/denoised (DICOM) and out/demo.png; `out` must not exist.
 
+    It appears whole or not at all.
     progress: called with (what is done, slices done, slices in all).
     """
-    if out.exists():
-        raise FormatError(f"{out} exists; give a new folder, nothing is overwritten.")
     store.find(options.model)
-    out.mkdir(parents=True)
+    with new_folder(out) as folder:
+        result = _demonstrated(folder, options, progress)
+    return result._replace(picture=out / result.picture.name)
+
+
+def _demonstrated(out: Path, options: DenoiseOptions, progress: Progress) -> DemoResult:
     full_dose = read_volume(demo_series())
     calibrated = SimulateOptions(dose_fraction=DOSE_FRACTION, seed=SEED)
     low = simulate_volume(full_dose, calibrated_source(full_dose), calibrated)

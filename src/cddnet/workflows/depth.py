@@ -81,7 +81,9 @@ def depth_file(
     Raises: CddnetError for a dose outside (0, 1], else what reading, matching or writing raises.
     """
     if not 0 < options.dose_fraction <= 1:
-        raise CddnetError(f"dose is {options.dose_fraction}, expected a fraction above 0, up to 1.")
+        raise CddnetError(
+            f"dose is {options.dose_fraction}; give a fraction above 0 and up to 1, such as 0.25."
+        )
     volume = read_volume(source, series=options.series, window_hu=options.window_hu)
     with new_folder(target) as folder, TemporaryFile(dir=folder) as file:
         matched = match_source(volume, kernel=options.kernel)

@@ -8,11 +8,8 @@ first row, because a method that does not beat its input is no method.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
-from csv import writer
 from functools import partial
-from itertools import combinations
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -21,17 +18,13 @@ from numpy.typing import NDArray
 
 from cddnet import __version__
 from cddnet.errors import CddnetError, FormatError, GeometryError
-from cddnet.formats._atomic import new_files
 from cddnet.metrics import fidelity, statistics
 from cddnet.metrics._body import body_mask
 from cddnet.metrics.fidelity import Measure
-from cddnet.workflows import _tables
 from cddnet.workflows._cases import Case, find_cases
 from cddnet.workflows._evaluation import (
-    Comparison,
     Evaluation,
     ImageScores,
-    Interval,
     Metric,
     Physics,
     Protocol,
@@ -39,12 +32,13 @@ from cddnet.workflows._evaluation import (
 )
 from cddnet.workflows._network_detection import detected, joined
 from cddnet.workflows._pairing import along_mm
+from cddnet.workflows._patients import LOW_DOSE as LOW_DOSE
+from cddnet.workflows._patients import paired_comparisons, patient_rows
 from cddnet.workflows._physics_report import paired_findings, phantom_findings
 from cddnet.workflows._pictures import sides
 from cddnet.workflows._protocols import protocol_named, under, window_of
 from cddnet.workflows._structure import structure_of
 
-LOW_DOSE = "low dose"
 REFERENCE = "reference"
 MASKS = {
     "none": "none (every pixel)",
@@ -144,7 +138,7 @@ def evaluate_cases(
             done += 1
             options.progress("evaluating", done, total)
     metrics = tuple(item.metric for item in chosen)
-    rows = _rows(images, metrics, options.seed)
+    rows = patient_rows(images, metrics, options.seed)
     return Evaluation(
         version=__version__,
         mode="paired",
@@ -154,7 +148,7 @@ def evaluate_cases(
         metrics=metrics,
         unavailable=unavailable,
         rows=rows,
-        comparisons=_comparisons(rows, metrics, options.seed),
+        comparisons=paired_comparisons(rows, metrics, options.seed),
         physics=physics_of(cases, options),
         notes=tuple(_notes(cases, rows, protocol, options.seed)),
     )
@@ -316,95 +310,6 @@ def _without_mask(
     return distance(full_dose, test, window_hu=window_hu)
 
 
-def _rows(
-    images: Mapping[str, Sequence[ImageScores]], metrics: Sequence[Metric], seed: int
-) -> tuple[Row, ...]:
-    low_dose: dict[str, Interval] = {}
-    rows = []
-    for name, scores in images.items():
-        per_patient: dict[str, dict[str, float]] = {}
-        for patient in dict.fromkeys(image.patient for image in scores):
-            own = [image.values for image in scores if image.patient == patient]
-            per_patient[patient] = {
-                metric.name: _mean([values[metric.name] for values in own]) for metric in metrics
-            }
-        mean = {
-            metric.name: _interval([values[metric.name] for values in per_patient.values()], seed)
-            for metric in metrics
-        }
-        if name == LOW_DOSE:
-            low_dose = mean
-        rows.append(
-            Row(
-                name=name,
-                is_low_dose=name == LOW_DOSE,
-                images=tuple(scores),
-                per_patient=per_patient,
-                mean=mean,
-                flagged=tuple(
-                    metric.name
-                    for metric in metrics
-                    if metric.name in low_dose and _worse(metric, mean, low_dose)
-                ),
-            )
-        )
-    return tuple(rows)
-
-
-def _worse(metric: Metric, mean: dict[str, Interval], low_dose: dict[str, Interval]) -> bool:
-    value, least = mean[metric.name].value, low_dose[metric.name].value
-    return value < least if metric.higher_is_better else value > least
-
-
-def _comparisons(
-    rows: Sequence[Row], metrics: Sequence[Metric], seed: int
-) -> tuple[Comparison, ...]:
-    """Every later row minus every earlier one, in each metric."""
-    found = []
-    for earlier, later in combinations(rows, 2):
-        for metric in metrics:
-            values = (
-                np.array([scores[metric.name] for scores in row.per_patient.values()])
-                for row in (later, earlier)
-            )
-            with np.errstate(invalid="ignore"):
-                differences = np.subtract(*values)
-            usable = len(differences) > 1 and bool(np.isfinite(differences).all())
-            test = statistics.paired_test(differences, _rng(seed)) if usable else None
-            found.append(
-                Comparison(
-                    metric=metric.name,
-                    first=later.name,
-                    second=earlier.name,
-                    difference=_interval(differences, seed),
-                    p_value=test.p_value if test else None,
-                    test=test.name if test else "none: it needs two patients and finite scores",
-                    patients=len(differences),
-                )
-            )
-    return tuple(found)
-
-
-def _mean(values: Sequence[float] | NDArray[np.float64]) -> float:
-    """Of what is defined; NaN where nothing is."""
-    defined = [value for value in values if not np.isnan(value)]
-    return float(np.mean(defined)) if defined else float("nan")
-
-
-def _interval(values: Sequence[float] | NDArray[np.float64], seed: int) -> Interval:
-    """Over patients; no bounds for a single patient, or where scores are infinite."""
-    defined = np.array([value for value in values if not np.isnan(value)])
-    if len(defined) < 2 or not np.isfinite(defined).all():
-        return Interval(value=_mean(values))
-    low, high = statistics.bootstrap_interval(defined, _rng(seed))
-    return Interval(value=_mean(values), low=low, high=high)
-
-
-def _rng(seed: int) -> np.random.Generator:
-    """Afresh for each figure, so that a figure does not depend on which others are computed."""
-    return np.random.default_rng(seed)
-
-
 def _notes(cases: Sequence[Case], rows: Sequence[Row], protocol: Protocol, seed: int) -> list[str]:
     patients = len(rows[0].per_patient)
     notes = []
@@ -454,96 +359,3 @@ def _notes(cases: Sequence[Case], rows: Sequence[Row], protocol: Protocol, seed:
     if tests > 1 and patients > 1:
         notes.append(f"p-values are not corrected for the {tests} pairs of rows.")
     return notes
-
-
-def write_results(
-    evaluation: Evaluation,
-    *,
-    json: Path | None = None,
-    csv: Path | None = None,
-    markdown: Path | None = None,
-) -> None:
-    """Write what is asked for, all or nothing.  Raises FormatError where a file exists."""
-    wanted: list[tuple[Path | None, Callable[[], str]]] = [
-        (json, lambda: evaluation.model_dump_json(indent=2) + "\n"),
-        (csv, lambda: csv_text(evaluation)),
-        (markdown, lambda: _tables.markdown(evaluation, ())),
-    ]
-    texts = [(path, text()) for path, text in wanted if path is not None]
-    paths = [path for path, _ in texts]
-    if len(set(paths)) < len(paths):
-        raise FormatError(f"{paths[0]}: is named twice; give each result a file of its own.")
-    if not texts:
-        return
-    with new_files(*paths) as temporaries:
-        for temporary, (_, text) in zip(temporaries, texts, strict=True):
-            temporary.write_text(text, encoding="utf-8")
-
-
-def csv_text(evaluation: Evaluation) -> str:
-    """One line per image and row; every line names the protocol, its window and the mask."""
-    protocol = evaluation.protocol
-    text = io.StringIO()
-    table = writer(text, lineterminator="\n")
-    table.writerow(
-        [
-            *("protocol", "window_low_hu", "window_high_hu", "grey_bits", "mask"),
-            *("row", "patient", "series", "slice", "position_mm"),
-            *(_tables.with_unit(metric.name, metric.unit) for metric in evaluation.metrics),
-        ]
-    )
-    under_which = [protocol.name, *protocol.window_hu, protocol.bits or "", evaluation.mask]
-    for row in evaluation.rows:
-        for image in row.images:
-            place = [image.patient, image.series, image.slice_number, f"{image.position_mm:.3f}"]
-            values = [image.values[metric.name] for metric in evaluation.metrics]
-            table.writerow([*under_which, row.name, *place, *values])
-    return text.getvalue()
-
-
-def summary(evaluation: Evaluation) -> str:
-    """The table for a terminal; the protocol, its window and range, mask and n stand above it."""
-    metrics = evaluation.metrics
-    heads = ["", *(_tables.with_unit(metric.name, metric.unit) for metric in metrics)]
-    lines = [heads] if metrics else []
-    for row in _tables.table(evaluation) if metrics else ():
-        cells = [" ".join(filter(None, (c.value, c.bounds, "!" * c.worse))) for c in row.cells]
-        lines.append([row.name, *cells])
-    text = [_tables.caption(evaluation), *_aligned(lines)]
-    text += [f"! {warning}" for warning in _tables.warnings(evaluation)]
-    text += [
-        f"{item.metric}: {item.pair} = {' '.join(filter(None, (item.difference, item.bounds)))}, "
-        f"p = {item.p_value} ({item.test}, {item.patients} patients)"
-        for item in _tables.compared(evaluation)
-        if item.p_value != "-"
-    ]
-    text += _physics_lines(evaluation)
-    text += [f"{name}: unavailable: {why}" for name, why in evaluation.unavailable.items()]
-    text += [f"note: {note}" for note in evaluation.notes]
-    return "\n".join(text)
-
-
-def _physics_lines(evaluation: Evaluation) -> list[str]:
-    """Figures of physics by family, and what they prove in words."""
-    lines: list[str] = []
-    for family in _tables.finding_tables(evaluation):
-        grid = [[family.title, *family.rows]]
-        grid += [
-            [
-                "  " + _tables.with_unit(item.name, item.unit),
-                *(" ".join(filter(None, cell)) for cell in item.cells),
-            ]
-            for item in family.findings
-        ]
-        lines += _aligned(grid)
-    said = [f"* {statement}" for statement in evaluation.physics.statements]
-    where = ["What each figure was measured in is told by --json and --markdown."] if lines else []
-    return [*lines, *said, *where]
-
-
-def _aligned(grid: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in grid
-    ]

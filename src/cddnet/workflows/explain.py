@@ -37,7 +37,7 @@ from cddnet.workflows._causal import (
 )
 from cddnet.workflows._effect_panels import Overlay, Shown, draw
 from cddnet.workflows._layouts import Entry
-from cddnet.workflows._pairing import UnfitError, positions_of, twin_of
+from cddnet.workflows._pairing import LeftOutError, positions_of, twin_of
 from cddnet.workflows.denoise import choose_device
 
 __all__ = ["EffectSettings", "ExplainOptions", "ExplainResult", "Watch", "explain_file"]
@@ -102,14 +102,14 @@ def explain_file(
     region = region_of(volume, index, options)
     if not _SMALLEST_BLOCK <= options.effects.block <= min(volume.shape[1:]):
         raise CddnetError(
-            f"block is {options.effects.block} pixels, expected {_SMALLEST_BLOCK} to "
-            f"{min(volume.shape[1:])}."
+            f"block is {options.effects.block} pixels, which does not fit; give "
+            f"{_SMALLEST_BLOCK} to {min(volume.shape[1:])}."
         )
     reference = _reference(volume, index, region, options)
     network, card = store.load(options.model)
     strength = card.strength if options.strength is None else options.strength
     if not 0 <= strength <= 1:
-        raise ModelError(f"strength is {strength}, expected 0 (source) to 1 (network).")
+        raise ModelError(f"strength is {strength}; give 0 (source) to 1 (network).")
     device = choose_device(options.device)
     rng = rng_for(volume.series_uid, index, options.seed)
     others = [other for other in range(volume.shape[0]) if other != index]
@@ -166,7 +166,11 @@ def denoiser(network: nn.Module, strength: float) -> Callable[[Tensor], Tensor]:
 def region_of(volume: CTVolume, index: int, options: ExplainOptions) -> Box:
     """The region in voxels.  Raises: GeometryError unless it lies inside the slice."""
     if (options.roi is None) == (options.roi_mm is None):
-        raise CddnetError("give the region once: --roi in voxels or --roi-mm in patient mm.")
+        found = "none" if options.roi is None else "both"
+        raise CddnetError(
+            f"a region is needed and {found} of --roi (voxels) and --roi-mm (patient mm) is given; "
+            "give one of them."
+        )
     if options.roi is not None:
         row, column, side = options.roi
         height = width = side
@@ -218,7 +222,7 @@ def _reference(
     entries = Entry(options.reference.name, "", ()), Entry("the input", "", ())
     try:
         twin = twin_of((entries[0], full), [(entries[1], volume)])
-    except UnfitError as error:
+    except LeftOutError as error:
         raise GeometryError(
             f"{options.reference}: does not belong to the input: {error}; give the same series "
             "in full dose."

@@ -80,7 +80,10 @@ def _require_possible(options: ExportOptions) -> None:
     """Before anything is read or made."""
     low, high = options.window_hu
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise FormatError(f"the window {low:g} to {high:g} HU should be low, then high.")
+        raise FormatError(
+            f"the window {low:g} to {high:g} HU should be low, then high; give it as "
+            "--window -160 240."
+        )
     if options.bits not in BITS[options.picture]:
         possible = " or ".join(map(str, BITS[options.picture]))
         raise FormatError(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cddnet import __version__, models
 from cddnet.errors import FormatError, ModelError
@@ -25,11 +24,13 @@ def import_weights(checkpoint: Path, name: str, folder: Path, network: str | Non
 
     checkpoint: a file of torch.save, of which tensors alone are read, never code.
     network: a published network; None for the one whose keys and shapes the checkpoint has.
-    Raises: ModelError for what is no such checkpoint, FormatError where the folder exists.
+    Raises: ModelError for what is no such checkpoint or not finite, FormatError where the folder
+    exists.
     """
     state = _tensors(checkpoint)
     chosen = _fitting(state, checkpoint) if network is None else network
     module = models.from_published(chosen, state)
+    _require_finite(module, checkpoint)
     config = getattr(module, "config", None)
     with new_folder(folder) as made:
         card = _weights.save(
@@ -58,8 +59,9 @@ def _tensors(checkpoint: Path) -> Mapping[str, Tensor]:
     try:
         loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise ModelError(f"{checkpoint}: there is no such file.") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise ModelError(f"{checkpoint}: there is no such file; check the name.") from error
+    except Exception as error:
+        # A hostile file makes the reader fail anywhere.
         raise ModelError(
             f"{checkpoint}: is no checkpoint of tensors alone ({type(error).__name__}); whole "
             "pickled networks run code when they are opened and are never read. Save its "
@@ -74,6 +76,16 @@ def _tensors(checkpoint: Path) -> Mapping[str, Tensor]:
     return tensors
 
 
+def _require_finite(module: nn.Module, checkpoint: Path) -> None:
+    """Asked of the network, since only what fits it has its size."""
+    for key, value in module.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise ModelError(
+                f"{checkpoint}: '{key}' holds values that are not finite; its training went wrong. "
+                "Fetch it again, or choose an earlier checkpoint."
+            )
+
+
 def _fitting(state: Mapping[str, Tensor], checkpoint: Path) -> str:
     reasons = []
     for name in models.published_names():
@@ -84,5 +96,6 @@ def _fitting(state: Mapping[str, Tensor], checkpoint: Path) -> str:
             continue
         return name
     raise ModelError(
-        f"{checkpoint}: fits none of the published networks. " + "; ".join(reasons[:5])
+        f"{checkpoint}: fits none of the published networks ({'; '.join(reasons[:5])}); name the "
+        "network with --network, and give its generator's state dict alone."
     )

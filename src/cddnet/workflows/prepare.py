@@ -11,7 +11,6 @@ stopped; the manifest is written last, and only when no patient stands on two si
 from __future__ import annotations
 
 import csv
-import errno
 import hashlib
 import io
 import json
@@ -42,7 +41,7 @@ from cddnet.training.manifest import (
     load_manifest,
 )
 from cddnet.volume import CTVolume, SliceHU
-from cddnet.workflows._appearing import remove_partial, write_whole
+from cddnet.workflows._appearing import remove_partial, resumable, write_whole
 from cddnet.workflows._layouts import (
     LAYOUTS,
     Entry,
@@ -55,7 +54,7 @@ from cddnet.workflows._layouts import (
     require_one_group,
     source_sha256,
 )
-from cddnet.workflows._pairing import Twin, UnfitError, along_mm, twin_of
+from cddnet.workflows._pairing import LeftOutError, Twin, along_mm, twin_of
 from cddnet.workflows._stacks import Column, Written, stored_hu, write_rows
 
 SOURCES = "sources.csv"
@@ -126,7 +125,7 @@ def prepare(source: Path, out: Path, options: PrepareOptions, progress: Progress
     _require_sound(source, out, options)
     patients = None if options.patients is None else load_config(options.patients, PatientSplit)
     layout = layout_of(source) if options.layout == "auto" else options.layout
-    try:
+    with resumable(out):
         request = _request(source, layout, options, patients)
         if (out / MANIFEST).exists():
             return _finished_before(out, request)
@@ -148,8 +147,6 @@ def prepare(source: Path, out: Path, options: PrepareOptions, progress: Progress
             series=_with_sides(stored, options),
         )
         return _finish(out, manifest, stored, left_out)
-    except OSError as error:
-        raise _stopped(out, error) from error
 
 
 def split_shares(text: str) -> tuple[float, float, float]:
@@ -158,7 +155,7 @@ def split_shares(text: str) -> tuple[float, float, float]:
         train, validation, test = (float(part) for part in text.split("/"))
     except ValueError as error:
         raise FormatError(
-            f"split {text}: expected three shares of patients such as 0.8/0.1/0.1."
+            f"split {text}: is no three shares of patients; give such as 0.8/0.1/0.1."
         ) from error
     return train, validation, test
 
@@ -171,7 +168,10 @@ def _require_sound(source: Path, out: Path, options: PrepareOptions) -> None:
     if options.layout not in ("auto", *LAYOUTS):
         raise FormatError(f"layout {options.layout} is unknown; choose auto, {', '.join(LAYOUTS)}.")
     if min(options.split) < 0 or abs(sum(options.split) - 1) > 1e-6:
-        raise FormatError(f"split {options.split}: shares should be 0 or more, and 1 together.")
+        raise FormatError(
+            f"split {options.split}: shares should be 0 or more, and 1 together; give such as "
+            "0.8/0.1/0.1."
+        )
     if options.patient_pattern is not None:
         require_one_group(options.patient_pattern)
 
@@ -241,18 +241,6 @@ def _begin(out: Path, request: str) -> None:
         remove_partial(folder)
 
 
-def _stopped(out: Path, error: OSError) -> CddnetError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CddnetError(
-            f"{out}: the disk is full; make room and run the same command again. Finished series "
-            "are kept."
-        )
-    return CddnetError(
-        f"{error.filename or out}: {error.strerror or error}; run the same command again once "
-        "that is mended. Finished series are kept."
-    )
-
-
 def _store_all(run: _Run, jobs: Sequence[Job], progress: Progress) -> list[_Stored]:
     """Records of every job; those finished by an earlier run are not decoded again."""
     records: list[_Stored] = []
@@ -282,7 +270,7 @@ def _store(run: _Run, job: Job, name: str, known: dict[str, set[str]]) -> _Store
         _require_square(full)
         patient = job.patient or full.acquisition.patient_id
         if not patient:
-            raise UnfitError("unfit", "its header names no patient; use a --patients file")
+            raise LeftOutError("unfit", "its header names no patient; use a --patients file")
         twin = None
         if job.paired:
             twin = twin_of((job.full, full), [(low, _volume(run, low)) for low in job.low])
@@ -292,7 +280,7 @@ def _store(run: _Run, job: Job, name: str, known: dict[str, set[str]]) -> _Store
         columns = _columns(run.out / SLICES / name, full, twin)
         written = write_rows(columns, known.get(run.digest(patient), set()))
     except CddnetError as error:
-        kind = error.kind if isinstance(error, UnfitError) else "unfit"
+        kind = error.kind if isinstance(error, LeftOutError) else "unfit"
         left_out = [LeftOut(kind, job.full.name, slices, "", str(error))]
         return _Stored(series=None, patient_order="", sources=("", ""), left_out=tuple(left_out))
     along = along_mm(full)
@@ -339,7 +327,7 @@ def _dropped_by_reader(entry: Entry, volume: CTVolume) -> list[LeftOut]:
 def _require_square(volume: CTVolume) -> None:
     _, row_mm, column_mm = volume.spacing_mm
     if abs(row_mm - column_mm) > _SQUARE_TOLERANCE * column_mm:
-        raise UnfitError(
+        raise LeftOutError(
             "unfit", f"its pixels are {row_mm:g} x {column_mm:g} mm; simulation needs square ones"
         )
 

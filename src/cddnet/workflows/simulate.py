@@ -122,12 +122,13 @@ def simulate_volume(
     """
     if not 0 < options.dose_fraction <= 1:
         raise CddnetError(
-            f"the dose is {options.dose_fraction}, expected a fraction above 0 and at most 1, "
+            f"the dose is {options.dose_fraction}; give a fraction above 0 and at most 1, "
             "such as 0.25."
         )
     if source.scanner.electronic_std < 0:
         raise CddnetError(
-            f"electronic noise is {source.scanner.electronic_std}, expected 0 or more photons."
+            f"electronic noise is {source.scanner.electronic_std} photons, expected 0 or more; "
+            "correct the recipe."
         )
 
     def read_slice(index: int) -> SliceHU:

@@ -41,7 +41,7 @@ from cddnet.training.pairs import Learnable, MeasuredPair, calibrated_low_dose, 
 from cddnet.training.processes import joined
 from cddnet.training.splits import load_slices, prepared_slices
 from cddnet.training.store import PreparedSet, is_prepared
-from cddnet.workflows._appearing import appearing, remove_partial, write_whole
+from cddnet.workflows._appearing import appearing, remove_partial, resumable, write_whole
 from cddnet.workflows._published_recipe import load_recipe
 from cddnet.workflows.denoise import denoise_slice
 
@@ -108,7 +108,7 @@ def train_from_config(
     config, told = load_recipe(recipe, data, options.overrides)
     if options.start is not None:
         config = config.model_copy(update={"start": options.start})
-    with joined(config.device) as processes, ExitStack() as held:
+    with joined(config.device) as processes, ExitStack() as held, resumable(out):
         torch.manual_seed(config.seed)
         torch.set_num_threads(config.threads)
         denoiser, config, about = _denoiser(config)

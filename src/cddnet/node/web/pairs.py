@@ -16,12 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from cddnet.errors import GeometryError
-from cddnet.formats import read_volume
+from cddnet.errors import FormatError, GeometryError
+from cddnet.formats import dicom, head_of, read_volume
+from cddnet.formats._parametric import PREDICTED_ERROR
+from cddnet.formats._parametric_read import read_parametric_map
+from cddnet.formats.arrays import NO_GEOMETRY
 from cddnet.volume import CTVolume, SliceHU
 
 STORED_RANGE = (-32768, 32767)
-# Stored units of the noise map in one HU.
+# Stored units in one HU of the maps of noise and expected error.
 NOISE_PER_HU = 10
 _KEPT_SLICES = 64
 _MATCH_FRACTION = 0.1
@@ -57,10 +60,26 @@ class Manifest(BaseModel):
 class Pair:
     """A series before and after, slice by slice, matched by position; or one of them alone."""
 
-    def __init__(self, before: CTVolume | None, after: CTVolume, label: str = "after") -> None:
-        """before: None where there is no original any more, or never was one to compare with."""
+    def __init__(
+        self,
+        before: CTVolume | None,
+        after: CTVolume,
+        label: str = "after",
+        error: CTVolume | None = None,
+    ) -> None:
+        """before: None where there is no original any more, or never was one to compare with.
+        error: maps of the expected error in HU, a slice for each that both series have.
+
+        Raises: GeometryError where the slices do not match; FormatError for a map of one series.
+        """
+        if error is not None and before is None:
+            raise FormatError(
+                "the expected error is shown with a series before and after; give both."
+            )
         self._alone = before is None
         self._rows = _matched(before or after, after)
+        self._error = error
+        self._error_rows = {} if error is None else self._matched_error(before or after, error)
         self._before, self._after, self._label = before or after, after, label
         self._noise: Callable[[int], NDArray[np.float32]] | None = None
         self._kept: OrderedDict[tuple[str, int], bytes] = OrderedDict()
@@ -87,7 +106,8 @@ class Pair:
             return [after]
         before = Layer(name="before", label="before", hu_per_unit=1)
         noise = Layer(name="noise", label="predicted noise", hu_per_unit=1 / NOISE_PER_HU)
-        return [before, after, noise]
+        error = Layer(name="error", label="expected error", hu_per_unit=1 / NOISE_PER_HU)
+        return [before, after, noise, *([error] if self._error else [])]
 
     def slice_bytes(self, layer: str, index: int) -> bytes:
         """A slice (H, W) as int16, little endian, in the layer's unit, rounded and clipped.
@@ -101,13 +121,36 @@ class Pair:
             if (layer, index) in self._kept:
                 self._kept.move_to_end((layer, index))
                 return self._kept[layer, index]
-        values = self._noise_map(index) if layer == "noise" else self._slice(layer, index)
+        values = self._values(layer, index)
         stored = np.clip(np.rint(values), *STORED_RANGE).astype("<i2").tobytes()
         with self._kept_lock:
             self._kept[layer, index] = stored
             while len(self._kept) > _KEPT_SLICES:
                 self._kept.popitem(last=False)
         return stored
+
+    def _matched_error(self, before: CTVolume, error: CTVolume) -> dict[int, int]:
+        """Slice of `before` -> map.  Raises: GeometryError where a slice that is shown has none."""
+        if NO_GEOMETRY in error.notes:
+            error = replace(error, spacing_mm=before.spacing_mm)
+        rows = dict(_matched(before, error, "the expected error"))
+        missing = sum(row not in rows for row, _ in self._rows)
+        if missing:
+            raise GeometryError(
+                f"the expected error lacks {missing} of the {len(self._rows)} slices before and "
+                "after; give the file that was written with this series."
+            )
+        return rows
+
+    def _values(self, layer: str, index: int) -> NDArray[np.float32]:
+        """In units of the layer."""
+        if layer == "noise":
+            return self._noise_map(index)
+        if layer != "error" or self._error is None:
+            return self._slice(layer, index)
+        with self._lock:
+            error_hu = self._error.read_slice(self._error_rows[self._rows[index][0]])
+        return error_hu * np.float32(NOISE_PER_HU)
 
     def _slice(self, layer: str, index: int) -> SliceHU:
         before, after = self._rows[index]
@@ -131,20 +174,22 @@ class Pair:
             return self._before.read_slice(index)
 
 
-def _matched(before: CTVolume, after: CTVolume) -> list[tuple[int, int]]:
+def _matched(before: CTVolume, after: CTVolume, name: str = "after") -> list[tuple[int, int]]:
     """(slice before, slice after) at the same position; by order where a format has no places.
+
+    name: of `after` in messages.
 
     Raises: GeometryError where the grids differ or no slice is common.
     """
     pixels = [(v.shape[1:], np.round(v.spacing_mm[1:], 3).tolist()) for v in (before, after)]
     if pixels[0] != pixels[1]:
         found = " and ".join(f"{h} x {w} of {mm} mm" for (h, w), mm in pixels)
-        raise GeometryError(f"before and after have different pixels: {found}; give one series.")
+        raise GeometryError(f"before and {name} have different pixels: {found}; give one series.")
     if before.headers is None or after.headers is None:
         if before.shape[0] != after.shape[0]:
             raise GeometryError(
-                f"before has {before.shape[0]} slices, after {after.shape[0]}, and their places "
-                "are unknown; give the same slices."
+                f"before has {before.shape[0]} slices, {name} {after.shape[0]}, and their "
+                "places are unknown; give the same slices."
             )
         return [(index, index) for index in range(before.shape[0])]
     apart = np.abs(_places_mm(before)[:, None] - _places_mm(after)[None]).max(axis=-1)
@@ -153,7 +198,7 @@ def _matched(before: CTVolume, after: CTVolume) -> list[tuple[int, int]]:
     rows = [(i, int(j)) for i, j in enumerate(nearest) if apart[i, j] <= limit]
     if not rows:
         raise GeometryError(
-            f"no slice of after lies within {limit:.2g} mm of one of before "
+            f"no slice of {name} lies within {limit:.2g} mm of one of before "
             f"(nearest {apart.min():.1f} mm); give the same series."
         )
     return rows
@@ -184,13 +229,19 @@ class LocalPair:
     first: str | None = "pair"
 
     def __init__(
-        self, before: Path, after: Path | None, window_hu: tuple[float, float] | None = None
+        self,
+        before: Path,
+        after: Path | None,
+        window_hu: tuple[float, float] | None = None,
+        error: Path | None = None,
     ) -> None:
+        """error: the file of `cddnet denoise --uncertainty`."""
         first = read_volume(before, window_hu=window_hu)
+        maps = None if error is None else _read_error(error)
         self._pair = (
-            Pair(None, first, "series")
+            Pair(None, first, "series", maps)
             if after is None
-            else Pair(first, read_volume(after, window_hu=window_hu))
+            else Pair(first, read_volume(after, window_hu=window_hu), error=maps)
         )
 
     def open(self, key: str) -> Pair:
@@ -200,6 +251,15 @@ class LocalPair:
         if key != self.first:
             raise KeyError(key)
         return self._pair
+
+
+def _read_error(path: Path) -> CTVolume:
+    try:
+        is_dicom = dicom.recognises(head_of(path))
+    except OSError:
+        # Said by the reader of everything else.
+        is_dicom = False
+    return read_parametric_map(path, PREDICTED_ERROR) if is_dicom else read_volume(path)
 
 
 def plain(text: str) -> str:

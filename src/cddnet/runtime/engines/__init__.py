@@ -91,10 +91,15 @@ def open_engine(
     found = [engine for engine, reason in reasons.items() if not reason]
     if not found:
         told = "; ".join(f"{engine}: {reason}" for engine, reason in reasons.items())
-        raise ModelError(f"no engine can run {card.name} here. {told}")
+        raise ModelError(
+            f"no engine can run {card.name} here ({told}); mend one of these, or choose another "
+            "model."
+        )
     module = plugins.load("runtime.engines", found[0])
     if name != "auto" and (reason := module.refusal(job)):
-        raise ModelError(f"engine {name} cannot run {card.name}: {reason}")
+        raise ModelError(
+            f"engine {name} cannot run {card.name} ({reason}); choose another, or auto."
+        )
     engine: Engine = module.open_engine(job)
     return engine
 

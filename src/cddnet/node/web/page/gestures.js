@@ -135,6 +135,7 @@ export function listen({ stage, state, manifest }) {
     b: () => viewer.setMode("blink"),
     d: () => viewer.setMode("difference"),
     n: () => viewer.setMode("noise"),
+    u: () => viewer.setMode("error"),
     s: () => viewer.setTool("scroll"),
     w: () => viewer.setTool("window"),
     p: () => viewer.setTool("pan"),

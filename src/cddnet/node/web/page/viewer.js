@@ -14,8 +14,11 @@ const PRESETS = [
   ["Full", 1024, 4096],
 ];
 // The mode "alone" is of a series without another to compare with.
-const SINGLE = { difference: "difference", noise: "noise", alone: "after" };
+const SINGLE = { difference: "difference", noise: "noise", error: "error", alone: "after" };
+// Maps that are fetched; each has a range of its own, from 0.
+const MAPS = { noise: "predicted noise (SD)", error: "expected error (SD)" };
 const find = (id) => document.getElementById(id);
+const capital = (words) => words[0].toUpperCase() + words.slice(1);
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const stage = find("stage");
 const views = ["view-a", "view-b"].map((id) => ({
@@ -27,7 +30,7 @@ const views = ["view-a", "view-b"].map((id) => ({
 }));
 
 const state = {
-  mode: "wipe", tool: "scroll", slice: 0, step: 1, low: -160, high: 240, range: 20, noiseMost: 0,
+  mode: "wipe", tool: "scroll", slice: 0, step: 1, low: -160, high: 240, range: 20, noiseMost: {},
   wipe: 0.5, blink: "before", region: null, zoom: 1, panX: 0, panY: 0,
 };
 let manifest;
@@ -40,7 +43,8 @@ const labels = {};
 const single = () => SINGLE[state.mode];
 const mapped = () => Boolean(single()) && state.mode !== "alone";
 const pair = () => (state.mode === "alone" ? ["after"] : ["before", "after"]);
-const needed = () => (state.mode === "noise" ? [...pair(), "noise"] : pair());
+const fetched = () => state.mode in MAPS;
+const needed = () => (fetched() ? [...pair(), state.mode] : pair());
 const contentOf = (order) => (order ? single() ?? "after" : "before");
 
 export function requestPaint() {
@@ -65,8 +69,10 @@ async function show() {
   const index = state.slice;
   const layers = needed();
   if (!layers.every((layer) => slices.get(layer, index))) {
-    if (layers.includes("noise")) say("Predicting the noise");
-    stage.toggleAttribute("data-busy", single() && layers.includes("noise"));
+    // What takes seconds; other layers would only flicker.
+    const slow = layers.includes("noise");
+    if (slow) say("Predicting the noise");
+    stage.toggleAttribute("data-busy", slow);
     try {
       await Promise.all(layers.map((layer) => slices.load(layer, index)));
     } catch (error) {
@@ -93,13 +99,18 @@ function shown(layer) {
 
 function tableOf(layer) {
   if (layer === "difference") return (tables.difference ??= colours.differenceTable(state.range));
-  if (layer !== "noise") return (tables.grey ??= colours.greyTable(state.low, state.high));
-  if (!state.noiseMost) {
-    const most = slices.get("noise", state.slice).reduce((a, b) => Math.max(a, b));
-    state.noiseMost = Math.max(5, 5 * Math.ceil((most * labels.noise.hu_per_unit) / 5));
+  if (!(layer in MAPS)) return (tables.grey ??= colours.greyTable(state.low, state.high));
+  if (!state.noiseMost[layer]) {
+    const most = slices.get(layer, state.slice).reduce((a, b) => Math.max(a, b));
+    setNoiseMost(layer, Math.max(5, 5 * Math.ceil((most * labels[layer].hu_per_unit) / 5)));
     drawScale();
   }
-  return (tables.noise ??= colours.noiseTable(state.noiseMost, labels.noise.hu_per_unit));
+  return (tables[layer] ??= colours.noiseTable(state.noiseMost[layer], labels[layer].hu_per_unit));
+}
+
+// A new object: a drag keeps the one it began with.
+function setNoiseMost(layer, most) {
+  state.noiseMost = { ...state.noiseMost, [layer]: most };
 }
 
 function paint() {
@@ -109,7 +120,7 @@ function paint() {
     const seen = !(single() && order === 0) && (state.mode !== "blink" || state.blink === layer);
     view.box.hidden = !seen;
     if (seen) colours.paint(view.canvas, shown(layer), tableOf(layer));
-    const name = { difference: "after minus before", noise: "predicted noise (SD)" }[layer] ?? labels[layer]?.label ?? "";
+    const name = { difference: "after minus before", ...MAPS }[layer] ?? labels[layer]?.label ?? "";
     view.caption.textContent = order && layer === "after" && state.mode !== "alone" && name !== "after" ? `after: ${name}` : name;
     view.canvas.setAttribute("aria-label", `${name}, slice ${find("place").textContent}`);
   });
@@ -175,7 +186,7 @@ export const setPreset = (order) => PRESETS[order] && setWindow(...PRESETS[order
 export function setRange(most) {
   if (!(most >= 1)) return;
   const wanted = clamp(Math.round(most), 1, 4000);
-  if (state.mode === "noise") state.noiseMost = wanted;
+  if (fetched()) setNoiseMost(state.mode, wanted);
   else state.range = wanted;
   tables = { grey: tables.grey };
   drawScale();
@@ -184,14 +195,14 @@ export function setRange(most) {
 
 // Sideways and downwards in pixels of the screen.
 export function dragWindow(from, right, down) {
-  if (mapped()) return setRange((state.mode === "noise" ? from.noiseMost : from.range) * 2 ** (right / 150));
+  if (mapped()) return setRange((fetched() ? from.noiseMost[state.mode] : from.range) * 2 ** (right / 150));
   const width = from.high - from.low;
   const speed = Math.max(0.5, width / 300);
   return setWindow((from.low + from.high) / 2 - down * speed, width + right * speed);
 }
 
 export function setMode(mode) {
-  if (state.mode === "alone") return;
+  if (state.mode === "alone" || (mode in MAPS && !labels[mode])) return;
   if (mode === "blink") state.blink = state.mode === "blink" && state.blink === "before" ? "after" : "before";
   state.mode = mode;
   press("modes", "mode", mode);
@@ -224,16 +235,16 @@ export function setZoom(zoom, panX = state.panX, panY = state.panY) {
 }
 
 function drawScale() {
-  find("scale").hidden = !mapped() || (state.mode === "noise" && !state.noiseMost);
+  const most = fetched() ? state.noiseMost[state.mode] : state.range;
+  find("scale").hidden = !mapped() || !most;
   find("window").hidden = mapped();
-  if (!mapped()) return;
-  const noise = state.mode === "noise";
-  const most = noise ? state.noiseMost : state.range;
-  find("scale").querySelector("legend").textContent = noise ? "Predicted noise (SD)" : "After minus before";
-  colours.paintBar(find("scale").querySelector("canvas"), noise ? colours.noiseColour : colours.differenceColour, noise ? 0 : -1);
-  const ends = noise ? [0, most / 2, most] : [-most, 0, most];
+  if (find("scale").hidden) return;
+  const positive = fetched();
+  find("scale").querySelector("legend").textContent = capital(MAPS[state.mode] ?? "after minus before");
+  colours.paintBar(find("scale").querySelector("canvas"), positive ? colours.noiseColour : colours.differenceColour, positive ? 0 : -1);
+  const ends = positive ? [0, most / 2, most] : [-most, 0, most];
   [...find("scale").querySelectorAll(".ends span")].forEach((span, at) => {
-    span.textContent = `${at === 2 && !noise ? "+" : ""}${ends[at]} HU`;
+    span.textContent = `${at === 2 && !positive ? "+" : ""}${ends[at]} HU`;
   });
   find("range").value = most;
 }
@@ -267,10 +278,12 @@ function drawRegion() {
 
 // HU under the pointer.
 export function readOut(at) {
-  const found = at && pair().map((layer) => slices.get(layer, state.slice));
+  const found = at && needed().map((layer) => slices.get(layer, state.slice));
   if (!found?.every(Boolean)) return void (find("readout").textContent = "");
   const place = at.row * manifest.columns + at.column;
-  find("readout").textContent = `${found.map((values) => values[place]).join(" \u2192 ")} HU`;
+  const hu = found.slice(0, pair().length).map((values) => values[place]).join(" \u2192 ");
+  const sd = fetched() ? `, ${MAPS[state.mode]} ${(found.at(-1)[place] * labels[state.mode].hu_per_unit).toFixed(1)} HU` : "";
+  find("readout").textContent = `${hu} HU${sd}`;
 }
 
 async function start() {
@@ -281,6 +294,7 @@ async function start() {
   manifest = await askJson(`/api/pairs/${encodeURIComponent(key)}`);
   slices = new Slices(encodeURIComponent(key), manifest);
   for (const layer of manifest.layers) labels[layer.name] = layer;
+  document.querySelector("[data-mode=error]").hidden = find("error-key").hidden = !labels.error;
   if (manifest.layers.length === 1) {
     state.mode = "alone";
     find("modes").hidden = find("row-before").hidden = true;
