@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from cddnet import models
+from cddnet.formats import read_volume, write_volume
 from ct_tree import tissue, uid_of, write_series
 from document_commands import COMMAND_LINE
 from document_parts import PAGES, ROOT, blocks
@@ -78,7 +79,7 @@ def make_whole_world(world):
 
 
 def make_pictures(world):
-    run(world, ["denoise", "FOLDER", "VOLUME.mha"])
+    write_volume(read_volume(world / "FOLDER"), world / "VOLUME.mha")
     for folder in ("PICTURES", "TRAIN_DIR"):
         for side in ("IN", "GT"):
             (world / folder / side).mkdir(parents=True)

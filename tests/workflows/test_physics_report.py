@@ -12,7 +12,8 @@ from scipy import ndimage, stats
 from cddnet.errors import CddnetError, FormatError, GeometryError
 from cddnet.formats import read_volume
 from cddnet.volume import CTVolume, Derivation
-from cddnet.workflows._physics_report import REFERENCE, paired_findings, phantom_findings
+from cddnet.workflows._physics_phantom import phantom_findings
+from cddnet.workflows._physics_report import REFERENCE, paired_findings
 from cddnet.workflows.phantom import PhantomOptions, write_phantom
 
 SPACING_MM = (3.0, 0.8, 0.8)

@@ -1,6 +1,8 @@
 """Headers of derived CT: new identity, the same patient and place, and what was done to it.
 
 Sources: PS3.3 C.7.6.1 (general image), C.12.4.1 (derivation), C.12.1.1.5 (contributing equipment).
+
+Above 300 lines: each attribute of the standard is a line.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Sources: PS3.3 A.75 (the object), C.8.32 (its image), C.7.6.24 (floating point pixels) and
 C.7.6.16.2.11 (real world values).
+
+Above 300 lines: each attribute of the standard is a line.
 """
 
 # Shapes: D slice, H row, W column.

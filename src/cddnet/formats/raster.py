@@ -5,6 +5,8 @@ Numbers with a sign, whole or not, are HU as they stand; grey levels mean nothin
 window they were made with, which the caller gives. A volume of several slices written to
 `name.png` becomes a folder of that name with 0001.png, 0002.png and so on. JPEG is written at
 quality 95 and changes the values by some grey levels even so: for looking at, not for measuring.
+
+Above 300 lines: a format is one file, and these share windows and grey levels.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ Network for Low-Dose CT Image Denoising"). What differs from the published code,
   that bone and metal stay within the range of its convolutions.
 
 Blocks of the body, inputs and depth network are options, for ablations (configs/ablation).
+
+Above 300 lines: a model file is the whole model.
 """
 
 # Shapes: B batch, C channel, H row, W column. Images are in network range, HU / 1024.

@@ -17,6 +17,8 @@ Where the code, and so this file, differs from the paper:
 What to know before using it: contrast is rounding noise where the three channels are equal, and 1
 where they are 0; nothing bounds the estimation, and the output explodes where it reaches 0.9; the
 attention in SCAB has no sigmoid and may flip signs. The network `cddnet` has none of this.
+
+Above 300 lines: a model file is the whole model.
 """
 
 # Shapes: B batch, C channel, H row, W column. Images are grey levels in [0, 1], not network range.

@@ -2,6 +2,8 @@
 
 Whatever is random is a function of the recipe's seed and the number of the step, so a checkpoint
 holds no generator: networks, optimisers, the average, and a few numbers.
+
+Above 300 lines: one loop, read from top to bottom.
 """
 
 # Shapes: B batch, H row, W column; crops (B, 1, crop, crop) in network range.

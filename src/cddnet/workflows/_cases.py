@@ -1,6 +1,8 @@
 """Which images an evaluation compares: series of one patient on one grid, slice by slice.
 
 Whatever does not agree is refused with both values; nothing is resized, moved or left out.
+
+Above 300 lines: each disagreement between series has a refusal of its own.
 """
 
 # Shapes: D slice. Positions are DICOM patient coordinates (LPS), mm.

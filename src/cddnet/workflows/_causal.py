@@ -1,4 +1,7 @@
-"""Which parts of a slice a denoised region depends on: by replacing them, and by gradients."""
+"""Which parts of a slice a denoised region depends on: by replacing them, and by gradients.
+
+Above 300 lines: the two ways share their regions, and each checks the other.
+"""
 
 # Shapes: B batch, H row, W column of a slice; h, w of the region; R, C rows and columns of blocks.
 

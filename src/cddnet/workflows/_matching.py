@@ -1,4 +1,7 @@
-"""Match inserted noise to the series it goes into: its kernel, its level, its slice thickness."""
+"""Match inserted noise to the series it goes into: its kernel, its level, its slice thickness.
+
+Above 300 lines: kernel, level and thickness are found from the same regions.
+"""
 
 # Shapes: H row, W column, N region, S side of a region, F frequency.
 

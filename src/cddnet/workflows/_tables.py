@@ -1,4 +1,7 @@
-"""The numbers of a report as they are printed: one rounding for HTML, Markdown and figures."""
+"""The numbers of a report as they are printed: one rounding for HTML, Markdown and figures.
+
+Above 300 lines: every table shares the rounding.
+"""
 
 from __future__ import annotations
 

@@ -34,7 +34,8 @@ from cddnet.workflows._network_detection import detected, joined
 from cddnet.workflows._pairing import along_mm
 from cddnet.workflows._patients import LOW_DOSE as LOW_DOSE
 from cddnet.workflows._patients import paired_comparisons, patient_rows
-from cddnet.workflows._physics_report import paired_findings, phantom_findings
+from cddnet.workflows._physics_phantom import phantom_findings
+from cddnet.workflows._physics_report import paired_findings
 from cddnet.workflows._pictures import sides
 from cddnet.workflows._protocols import protocol_named, under, window_of
 from cddnet.workflows._structure import structure_of

@@ -2,6 +2,8 @@
 
 The run's folder holds recipe.yaml (what is in effect), log.jsonl, checkpoints/, best.safetensors
 (highest validation) and, at the end, weights.safetensors; both averaged, each with its card.
+
+Above 300 lines: one verb, with what it may go on from.
 """
 
 # Shapes: H row, W column.
