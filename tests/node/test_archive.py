@@ -104,7 +104,7 @@ def test_every_fit_series_of_a_tree_is_denoised_and_the_others_have_a_reason(qui
     # What an archive made is no source for another.
     again = run(tmp_path / "out" / "series", tmp_path / "again")
     assert (again.done, len(again.refused)) == (0, 2)
-    assert all("derived" in item.reason for item in again.refused)
+    assert all("made by cddnet" in item.reason for item in again.refused)
 
 
 def test_a_second_run_does_nothing_twice_and_finds_what_is_new(quick, tmp_path):

@@ -15,6 +15,7 @@ import numpy as np
 from pydicom import Dataset, dcmread, uid
 
 from cddnet.errors import CddnetError, DicomError, FormatError
+from cddnet.formats._dicom_deflated import require_bounded
 from cddnet.formats._dicom_frames import Frame, Vector, group_item, joined_text
 from cddnet.formats._dicom_geometry import stack
 from cddnet.formats._dicom_pixels import SEND_AGAIN, frame_count, quiet, transfer_syntax_of
@@ -53,6 +54,7 @@ def read_parametric_map(path: Path, quantity: Quantity | None = None) -> CTVolum
 
 def _read(path: Path, quantity: Quantity | None) -> CTVolume:
     with path.open("rb") as file:
+        require_bounded(file, path.name)
         header = dcmread(file, stop_before_pixels=True)
         syntax = transfer_syntax_of(header)
         head = file.read(8 if syntax.is_implicit_VR else 12)

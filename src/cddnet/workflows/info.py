@@ -23,7 +23,7 @@ class SeriesInfo(NamedTuple):
 def describe(source: Path) -> tuple[SeriesInfo, ...]:
     """Every series found; a refusal is an answer here.  Raises FormatError for a missing path."""
     if not source.exists():
-        raise FormatError(f"{source}: there is no such file or folder.")
+        raise FormatError(f"{source}: there is no such file or folder; check the name.")
     try:
         return (_fit(read_volume(source)),)
     except SeriesChoiceError as several:

@@ -118,8 +118,8 @@ def open_pool(workers: int, scheduler: str | None, folder: Path) -> Iterator[Poo
         import distributed
     except ImportError as error:
         raise CddnetError(
-            "an archive run needs Dask, not installed here: pip install cddnet[archive], or give "
-            "--workers 0 to work in this process."
+            "an archive run needs Dask, which is not installed; pip install cddnet[archive], or "
+            "give --workers 0 to work in this process."
         ) from error
     # Its messages quote addresses and keys, and what matters is in the manifest.
     logging.getLogger("distributed").setLevel(logging.CRITICAL)

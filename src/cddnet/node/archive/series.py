@@ -95,14 +95,16 @@ def _denoised(task: Task, files: Sequence[Path]) -> Outcome:
         return Outcome("failed", "no file of it is left in the source", "FileNotFoundError")
     facts = read_facts(files[0])
     if facts.ours:
-        return Outcome("refused", "was made by cddnet: a derived series is not denoised again")
+        return Outcome("refused", "was made by cddnet; give the series that it was made from")
     volume = read_files(files)
     recipe = task.recipe
     options = DenoiseOptions(model=recipe.model, strength=recipe.strength, force=recipe.force)
     derived = _dated(denoise_with(volume, options), recipe)
     step = derived.derivation[-1]
     if step.weights_sha256 != recipe.weights_sha256:
-        raise FormatError("this worker has other weights under that name; install the same version")
+        raise FormatError(
+            "this worker has other weights under that name; install the same version."
+        )
     target = task.out / SERIES / task.key
     wanted = _sampled(volume.shape[0])
     if target.exists():

@@ -27,7 +27,7 @@ def pieces(derived: CTVolume) -> Iterator[Piece]:
     """What becomes one derived object each, in slice order."""
     headers = derived.headers
     if not isinstance(headers, DicomHeaders):
-        raise FormatError("only series that came as DICOM can be sent on.")
+        raise FormatError("it came as no DICOM and cannot be sent on; convert the series to DICOM.")
     for index, frame in enumerate(headers.frames):
         sop_class = str(frame.header.SOPClassUID)
         if headers.enhanced:

@@ -235,7 +235,9 @@ class Worker:
             # Read back: what cannot be read must not be sent.
             headers = read_files([draft]).headers
             if not isinstance(headers, DicomHeaders):
-                raise FormatError("a derived object was not read back as DICOM.")
+                raise FormatError(
+                    "a derived object was not read back as DICOM; try again, or look at the disk."
+                )
             uid = headers.frames[0].sop_uid
             file = self._images.outbox(job.output_key, uid)
             size, sha256 = draft.stat().st_size, sha256_of(draft)
