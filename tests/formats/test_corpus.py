@@ -57,6 +57,7 @@ OUTCOMES: dict[str, str | None] = {
     "nifti_header_cut_short.nii.gz": "header is damaged",
     "nifti_length_below_nothing.nii.gz": "-258 x -258 x 3",
     "nifti_step_beyond_numbers.nii.gz": "the spacing or position is zero or no number",
+    "dicom_length_of_another_coding.dcm": "modality not stated",
     "dicom_manufacturer_is_a_number.dcm": "its header is damaged",
     "dicom_patient_of_unknown_kind.dcm": "its header is damaged",
     "dicom_study_of_unknown_kind.dcm": "its header is damaged",

@@ -126,6 +126,8 @@ def _cut_out(
         file.seek(start - told)
         length = int.from_bytes(file.read(told), "little" if little else "big")
         value = file.read(length)
+        if len(value) != length:
+            return None
     return RawDataElement(element.tag, element.VR, length, value, start, implicit, little)
 
 

@@ -23,7 +23,7 @@ from cddnet.formats._dicom_frames import (
     is_localizer,
     joined_text,
 )
-from cddnet.formats._dicom_kept import SharedElements, raw_elements
+from cddnet.formats._dicom_kept import SharedElements, dataset_of, raw_elements
 from cddnet.formats._dicom_pixels import find_pixels, quiet, transfer_syntax_of
 
 # A data set without preamble starts with a low tag of the lowest groups, in either byte order.
@@ -216,8 +216,9 @@ def read_header(path: Path, shared: SharedElements | None = None) -> Scanned | N
             elements = [] if deflated else raw_elements(header, file)
             if syntax.is_transfer_syntax and not deflated:
                 pixels = find_pixels(file, syntax)
-            told = {keyword: header.get(keyword) for keyword in TEXTS}
             kept = (shared or SharedElements()).keep(header, elements)
+            said = dataset_of(kept)
+            told = {keyword: said.get(keyword) for keyword in TEXTS}
             directory = _media_class(header) == MediaStorageDirectoryStorage
         except DicomError:
             raise
