@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -217,14 +218,14 @@ class DicomHeaders:
         return self.frames[index].padding_mask(self.read_stored(index))
 
 
-def checked_header(frame: Frame) -> Dataset:
-    """A frame's header in which all that was checked is decoded, so that it is written as it was
-    understood, while everything else is written as the bytes it was.
+def own_header(frame: Frame) -> Dataset:
+    """A frame's header to be changed, in which all that was checked is decoded, so that it is
+    written as it was understood, while everything else is written as the bytes it was.
     """
     header = frame.header
     for keyword in (*TEXTS, *CHECKED):
         header.get(keyword)
-    return header
+    return copy.deepcopy(header) if header is frame.kept else header
 
 
 def is_localizer(scanned: Scanned) -> bool:
