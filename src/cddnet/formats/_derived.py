@@ -18,6 +18,7 @@ from cddnet.formats._atomic import flush, new_file, new_folder
 from cddnet.formats._derived_headers import (
     Recipe,
     derivation_codes,
+    derive_header,
     derived_header,
     file_meta,
     referenced_series,
@@ -26,7 +27,7 @@ from cddnet.formats._derived_headers import (
     source_image,
 )
 from cddnet.formats._derived_pixels import derived_stored
-from cddnet.formats._dicom_frames import DicomHeaders, checked_header, group_item, image_type
+from cddnet.formats._dicom_frames import DicomHeaders, group_item, image_type, own_header
 from cddnet.formats._dicom_pixels import Stored, frame_bytes, quiet
 from cddnet.volume import CTVolume, SliceHU
 
@@ -123,7 +124,8 @@ def _write_classic(
     frame = headers.frames[index]
     stored = derived_stored(frame, headers.read_stored(index), hu)
     with quiet(), damage_named(frame.name):
-        header = derived_header(checked_header(frame), recipe)
+        header = own_header(frame)
+        derive_header(header, recipe)
         header.SOPInstanceUID = recipe.sop_uid(index)
         sources = recipe.sources(index)
         header.SourceImageSequence = [source_image(source, False) for source in sources]

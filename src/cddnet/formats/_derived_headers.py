@@ -140,27 +140,32 @@ def require_identity(frames: Sequence[Frame]) -> None:
 def derived_header(source: Dataset, recipe: Recipe) -> Dataset:
     """A copy of a source header with everything changed that is alike in all slices."""
     header = copy.deepcopy(source)
+    derive_header(header, recipe)
+    return header
+
+
+def derive_header(header: Dataset, recipe: Recipe) -> None:
+    """Change a header of one's own as `derived_header` does a copy, which costs more than that."""
     _drop_untrue(header)
     last = recipe.steps[-1]
-    values = image_type(source)
+    values = image_type(header)
     header.ImageType = ["DERIVED", last.image_type, *(values[2:] or ("AXIAL",))]
     header.SeriesInstanceUID = recipe.series_uid
     header.SeriesNumber = recipe.series_number()
     first = recipe.frames[0].header
     header.SeriesDescription = _series_description(_text(first, "SeriesDescription"), recipe.steps)
     _set_times(header, recipe.now)
-    header.DerivationDescription = _derivation_description(source, recipe.steps)
-    header.ImageComments = _joined(_text(source, "ImageComments"), RESEARCH_COMMENT, "LT")
-    if _text(source, "BurnedInAnnotation") != "YES":
+    header.DerivationDescription = _derivation_description(header, recipe.steps)
+    header.ImageComments = _joined(_text(header, "ImageComments"), RESEARCH_COMMENT, "LT")
+    if _text(header, "BurnedInAnnotation") != "YES":
         header.BurnedInAnnotation = "NO"
-    _set_lossy(header, source, recipe.frames[0])
+    _set_lossy(header, recipe.frames[0])
     _set_padding_vr(header, recipe.frames[0])
     equipment = [_equipment(step, recipe.now) for step in recipe.steps]
     header.ContributingEquipmentSequence = [
         *(header.get("ContributingEquipmentSequence") or []),
         *equipment,
     ]
-    return header
 
 
 def derivation_codes(steps: Sequence[Derivation]) -> list[Dataset]:
@@ -295,14 +300,14 @@ def _joined(before: str, ours: str, vr: str) -> str:
     return ours
 
 
-def _set_lossy(header: Dataset, source: Dataset, first: Frame) -> None:
+def _set_lossy(header: Dataset, first: Frame) -> None:
     """Once lossy, always lossy (PS3.3 C.7.6.1.1.5)."""
-    header.LossyImageCompression = "01" if is_lossy(source) else "00"
-    syntax = transfer_syntax_of(source)
-    if not is_lossy(source) or source.get("LossyImageCompressionMethod"):
+    lossy, syntax = is_lossy(header), transfer_syntax_of(header)
+    header.LossyImageCompression = "01" if lossy else "00"
+    if not lossy or header.get("LossyImageCompressionMethod"):
         return
-    if "LossyImageCompressionRatio" not in source and syntax.is_compressed:
-        raw = frame_bytes(source) * frame_count(source)
+    if "LossyImageCompressionRatio" not in header and syntax.is_compressed:
+        raw = frame_bytes(header) * frame_count(header)
         header.LossyImageCompressionRatio = round(max(1.0, raw / first.path.stat().st_size), 1)
     if syntax.is_compressed:
         header.LossyImageCompressionMethod = LOSSY_METHODS.get(syntax, "ISO_10918_1")

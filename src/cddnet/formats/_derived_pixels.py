@@ -10,6 +10,9 @@ from cddnet.formats._dicom_pixels import Stored
 from cddnet.intensity.hu import hu_to_stored
 from cddnet.volume import SliceHU
 
+# 32 rows of 512: what is computed of them in float64 fits a processor's cache.
+PIECE_PIXELS = 1 << 14
+
 
 def derived_stored(frame: Frame, stored: Stored, hu: SliceHU) -> Stored:
     """Stored values (H, W) for new HU of a slice, on the source's scale and in its legal range.
@@ -27,8 +30,16 @@ def derived_stored(frame: Frame, stored: Stored, hu: SliceHU) -> Stored:
             f"{frame.name}: the result holds NaN or infinite values; nothing was written. "
             "Check the network's weights and precision."
         )
-    padding = frame.padding_mask(stored)
-    kept = padding | (hu == frame.hu(stored))
+    result = np.empty_like(stored)
+    rows = max(1, PIECE_PIXELS // stored.shape[1])
+    for first in range(0, stored.shape[0], rows):
+        piece = np.s_[first : first + rows]
+        result[piece] = _derived_rows(frame, stored[piece], hu[piece])
+    return result
+
+
+def _derived_rows(frame: Frame, stored: Stored, hu: SliceHU) -> Stored:
+    kept = frame.padding_mask(stored) | (hu == frame.hu(stored))
     new = hu_to_stored(hu, frame.slope, frame.intercept, frame.legal).astype(stored.dtype)
     return np.where(kept, stored, _out_of_padding(new, frame))
 
@@ -46,7 +57,7 @@ def _out_of_padding(new: Stored, frame: Frame) -> Stored:
             f"{frame.name}: every legal value is declared as padding, so no result can be stored; "
             "ask the sending system for a correct PixelPaddingValue."
         )
-    wide = new.astype(np.int64)
+    wide = new[inside].astype(np.int64)
     nearer_below = (wide - low < high - wide) & (below >= frame.legal[0])
-    nearest = np.where(nearer_below | (above > frame.legal[1]), below, above)
-    return np.where(inside, nearest, wide).astype(new.dtype)
+    new[inside] = np.where(nearer_below | (above > frame.legal[1]), below, above)
+    return new

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -217,14 +218,14 @@ class DicomHeaders:
         return self.frames[index].padding_mask(self.read_stored(index))
 
 
-def checked_header(frame: Frame) -> Dataset:
-    """A frame's header in which all that was checked is decoded, so that it is written as it was
-    understood, while everything else is written as the bytes it was.
+def own_header(frame: Frame) -> Dataset:
+    """A frame's header to be changed, in which all that was checked is decoded, so that it is
+    written as it was understood, while everything else is written as the bytes it was.
     """
     header = frame.header
     for keyword in (*TEXTS, *CHECKED):
         header.get(keyword)
-    return header
+    return copy.deepcopy(header) if header is frame.kept else header
 
 
 def is_localizer(scanned: Scanned) -> bool:
@@ -427,8 +428,8 @@ def _frame(scanned: Scanned, index: int, told: Dataset) -> Frame:
         path=scanned.path,
         index=index,
         kept=scanned.kept,
-        sop_uid=scanned.text("SOPInstanceUID"),
-        instance_number=scanned.text("InstanceNumber"),
+        sop_uid=joined_text(header, "SOPInstanceUID"),
+        instance_number=joined_text(header, "InstanceNumber"),
         size=(_whole(header, "Rows", name), _whole(header, "Columns", name)),
         spacing_mm=(spacing[0], spacing[1]),
         thickness_mm=thickness[0] if thickness else None,
@@ -438,7 +439,7 @@ def _frame(scanned: Scanned, index: int, told: Dataset) -> Frame:
         slope=slope,
         intercept=intercept,
         gantry_tilt_degrees=tilt[0] if tilt else 0.0,
-        acquisition=scanned.text("AcquisitionNumber"),
+        acquisition=joined_text(header, "AcquisitionNumber"),
         legal=(-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1),
         padding=_padding(header, signed, name),
     )

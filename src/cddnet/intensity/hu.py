@@ -17,12 +17,18 @@ def stored_to_hu(
     stored: NDArray[np.generic], slope: float, intercept: float
 ) -> NDArray[np.float32]:
     """HU of stored values, any shape. Source: DICOM PS3.3 C.11.1.1.2."""
-    return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
+    hu = stored.astype(np.float64)
+    hu *= slope
+    hu += intercept
+    return hu.astype(np.float32)
 
 
 def hu_to_stored(
     hu: NDArray[np.floating], slope: float, intercept: float, legal: tuple[int, int]
 ) -> NDArray[np.int64]:
     """Nearest stored values, clipped to the legal range (lowest, highest), never wrapped."""
-    stored = np.rint((hu.astype(np.float64) - intercept) / slope)
-    return np.clip(stored, *legal).astype(np.int64)
+    stored = hu.astype(np.float64)
+    stored -= intercept
+    stored /= slope
+    np.rint(stored, out=stored)
+    return np.clip(stored, *legal, out=stored).astype(np.int64)

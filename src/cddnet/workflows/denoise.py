@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +27,7 @@ from cddnet.runtime.streaming import InOrder, ahead, batches
 from cddnet.volume import CTVolume, Derivation, Mask, SliceHU
 from cddnet.workflows._decoding import decoded_once
 from cddnet.workflows._pictures import picture_names, sides, write_named
-from cddnet.workflows.fitness import admitted, forced
+from cddnet.workflows.fitness import Fitness, admitted, forced
 
 if TYPE_CHECKING:
     from torch import nn
@@ -81,9 +82,13 @@ def denoise_file(
         )
     layout = sides(source)
     source = layout.low_dose if layout else source
-    found = read_volume(source, series=options.series, window_hu=options.window_hu)
-    volume, plan = decoded_once(found), _plan(options)
-    denoised = _checked(found, plan, options)
+    with ThreadPoolExecutor(1) as thread:
+        # To compile the network takes about as long as to look through a folder and judge it.
+        opening = thread.submit(_plan, options)
+        found = read_volume(source, series=options.series, window_hu=options.window_hu)
+        fitness = _fitness(found, options)
+        volume, plan = decoded_once(found), opening.result()
+    denoised = _checked(found, plan, options, fitness)
     if layout and layout.full_dose:
         note = "only IN was denoised; cddnet evaluate compares with GT"
         denoised = replace(denoised, notes=(*denoised.notes, note))
@@ -121,7 +126,7 @@ def denoise_with(volume: CTVolume, options: DenoiseOptions) -> CTVolume:
     Raises: UnfitError where the fitness check refuses it and nothing forces it; ModelError also for
     an engine or device that cannot run here.
     """
-    return _checked(volume, _plan(options), options)
+    return _checked(volume, _plan(options), options, _fitness(volume, options))
 
 
 def denoise_hu(
@@ -174,12 +179,20 @@ def _plan(options: DenoiseOptions) -> _Plan:
     )
 
 
-def _checked(volume: CTVolume, plan: _Plan, options: DenoiseOptions) -> CTVolume:
-    """Denoised, if the fitness check lets it or is overruled; its notes, and that, go along."""
+def _fitness(volume: CTVolume, options: DenoiseOptions) -> Fitness | None:
+    """What the fitness check lets pass; None where an earlier one counts."""
     if options.forced is not None:
-        return _denoised(volume, plan._replace(step=forced(plan.step, options.forced)))
+        return None
     windowed = options.window_hu is not None
-    fitness = admitted(decoded_once(volume), force=options.force, windowed=windowed)
+    return admitted(decoded_once(volume), force=options.force, windowed=windowed)
+
+
+def _checked(
+    volume: CTVolume, plan: _Plan, options: DenoiseOptions, fitness: Fitness | None
+) -> CTVolume:
+    """Denoised; the notes of the fitness check, and that it was overruled, go along."""
+    if fitness is None:
+        return _denoised(volume, plan._replace(step=forced(plan.step, options.forced or "")))
     notes = fitness.notes
     if fitness.refusal:
         notes = (f"forced, although {fitness.refusal}", *notes)
@@ -263,7 +276,8 @@ def _judged(sources: list[_Source], plan: _Plan, estimator: Estimator) -> list[J
 
 def _filled(sources: list[_Source]) -> NDArray[np.float32]:
     """(B, H, W) HU."""
-    return np.stack([air_for_padding(*source) for source in sources])
+    filled = [air_for_padding(*source) for source in sources]
+    return np.stack(filled) if len(filled) > 1 else filled[0][None]
 
 
 def _by_network(images: NDArray[np.float32], plan: _Plan) -> NDArray[np.float32]:
@@ -275,9 +289,11 @@ def _by_network(images: NDArray[np.float32], plan: _Plan) -> NDArray[np.float32]
 def _blended(source: _Source, restored: SliceHU, strength: float) -> SliceHU:
     if strength == 0:
         return source.hu
-    blended = source.hu + np.float32(strength) * (restored - source.hu)
-    result: SliceHU = np.where(source.padding, source.hu, blended)
-    return result
+    blended: SliceHU = restored - source.hu
+    blended *= np.float32(strength)
+    blended += source.hu
+    np.copyto(blended, source.hu, where=source.padding)
+    return blended
 
 
 def denoise_slice(hu: SliceHU, padding: Mask, network: nn.Module, *, strength: float) -> SliceHU:
