@@ -22,7 +22,8 @@ from cddnet.training.leaks import LeakError
 from cddnet.training.manifest import MANIFEST, load_manifest
 from cddnet.training.store import PreparedSet, verify
 from cddnet.workflows import _stacks
-from cddnet.workflows.prepare import PrepareOptions, prepare, side_sizes, split_shares
+from cddnet.workflows._prepared import side_sizes
+from cddnet.workflows.prepare import PrepareOptions, prepare, split_shares
 from ct_tree import tissue, uid_of, write_series, write_slice, write_tree
 
 
