@@ -1,4 +1,7 @@
-"""Preparing training sets: every layout, pairs by position, sides by patient, leaks, kill -9."""
+"""Preparing training sets: every layout, pairs by position, sides by patient, leaks, kill -9.
+
+Above 300 lines: each layout and each refusal has a tree of its own.
+"""
 
 import csv
 import hashlib

@@ -1,4 +1,7 @@
-"""The report: every number of the evaluation, nothing from outside, nothing that can run."""
+"""The report: every number of the evaluation, nothing from outside, nothing that can run.
+
+Above 300 lines: page, tables and slices are read from one report.
+"""
 
 import base64
 import json
