@@ -1,4 +1,7 @@
-"""What `compare.py` and `ablate.py` share: options, training and measuring of all rows, files."""
+"""What `compare.py` and `ablate.py` share: options, training and measuring of all rows, files.
+
+Above 300 lines: training and measuring share the rows and their files.
+"""
 
 from __future__ import annotations
 

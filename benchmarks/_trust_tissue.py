@@ -32,11 +32,8 @@ from cddnet.metrics.noise import (
 from cddnet.physics.beam import SliceGeometry
 from cddnet.physics.lesion import lesion_image
 from cddnet.training.pairs import FullDoseSlice
-from cddnet.workflows._detection import (
-    DetectionOptions,
-    detect_in_slices,
-    detect_in_water,
-)
+from cddnet.workflows._detection import detect_in_slices, detect_in_water
+from cddnet.workflows._observer import DetectionOptions
 
 _APART_MM = 24.0
 _FEWEST_PIXELS = 2000

@@ -28,13 +28,9 @@ from cddnet.physics.beam import SliceGeometry
 from cddnet.runtime import store
 from cddnet.training.pairs import FullDoseSlice, calibrated_low_dose
 from cddnet.training.slices import full_dose_slices
-from cddnet.workflows._detection import (
-    DetectionOptions,
-    LesionRow,
-    detect_in_slices,
-    detect_in_water,
-    statements,
-)
+from cddnet.workflows._detection import detect_in_slices, detect_in_water
+from cddnet.workflows._detection_words import statements
+from cddnet.workflows._observer import DetectionOptions, LesionRow
 from cddnet.workflows.demo import demo_series
 from cddnet.workflows.denoise import denoise_slice
 

@@ -1,4 +1,7 @@
-"""Parametric maps: the numbers bit for bit, at the places of their sources, as a legal object."""
+"""Parametric maps: the numbers bit for bit, at the places of their sources, as a legal object.
+
+Above 300 lines: writing is tested by reading, so they stand together.
+"""
 
 import shutil
 import weakref

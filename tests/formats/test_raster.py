@@ -1,4 +1,7 @@
-"""Pictures: HU or grey levels, order by name, and nothing guessed."""
+"""Pictures: HU or grey levels, order by name, and nothing guessed.
+
+Above 300 lines: one format, and every kind of picture it refuses.
+"""
 
 import os
 import sys

@@ -1,4 +1,7 @@
-"""The options that ablations take away or exchange: each does what it says and nothing else."""
+"""The options that ablations take away or exchange: each does what it says and nothing else.
+
+Above 300 lines: each option of one network has its laws.
+"""
 
 import json
 

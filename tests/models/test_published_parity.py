@@ -1,4 +1,7 @@
-"""Networks of other authors against outputs of their code; see tests/golden/README.md."""
+"""Networks of other authors against outputs of their code; see tests/golden/README.md.
+
+Above 300 lines: the networks share the golden outputs and their filling.
+"""
 
 import json
 import runpy

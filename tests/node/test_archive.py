@@ -1,4 +1,7 @@
-"""Archive runs: each series once, the same bytes however it was done, no patient named."""
+"""Archive runs: each series once, the same bytes however it was done, no patient named.
+
+Above 300 lines: one package, from its pace to whole runs that are killed.
+"""
 
 import hashlib
 import json

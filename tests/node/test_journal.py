@@ -1,4 +1,7 @@
-"""The journal: whatever the moment of a crash, what was accepted ends at every destination."""
+"""The journal: whatever the moment of a crash, what was accepted ends at every destination.
+
+Above 300 lines: each moment of a crash is a case of its own.
+"""
 
 import shutil
 import sqlite3

@@ -1,4 +1,7 @@
-"""Two hundred hostile callers and data sets: refused, logged, and the node goes on."""
+"""Two hundred hostile callers and data sets: refused, logged, and the node goes on.
+
+Above 300 lines: the callers share one running node.
+"""
 
 import json
 import random

@@ -1,4 +1,7 @@
-"""Receiving: on the disk before it is confirmed, refused with the right status, bounded."""
+"""Receiving: on the disk before it is confirmed, refused with the right status, bounded.
+
+Above 300 lines: each refusal has a caller of its own.
+"""
 
 import gc
 import os

@@ -1,4 +1,7 @@
-"""The page as people use it: headless Chromium on the demo series, checked against NumPy."""
+"""The page as people use it: headless Chromium on the demo series, checked against NumPy.
+
+Above 300 lines: all share one browser and one page.
+"""
 
 import base64
 import io

@@ -3,6 +3,8 @@
 Senders, node and archive are processes of their own. Kills are bound to how far the work is, some
 fall into the start after a kill, so that a seed means the same on a slow machine. The archive notes
 every object before it says that it has it, and is itself killed.
+
+Above 300 lines: senders, node, archive and count are one experiment.
 """
 
 import hashlib

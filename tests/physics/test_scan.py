@@ -1,4 +1,7 @@
-"""The reference chain: counting statistics, image noise, bias, and the insertion against it."""
+"""The reference chain: counting statistics, image noise, bias, and the insertion against it.
+
+Above 300 lines: the links of one chain are checked where they join.
+"""
 
 # Shapes: K realisation, H row, W column, V view, J channel.
 

@@ -1,4 +1,7 @@
-"""The schemes that train two networks against each other, and the recipes of the rivals."""
+"""The schemes that train two networks against each other, and the recipes of the rivals.
+
+Above 300 lines: the schemes share their networks and recipes.
+"""
 
 import hashlib
 from pathlib import Path

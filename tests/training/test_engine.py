@@ -1,4 +1,7 @@
-"""The training loop: exact after an interruption, equal in one process and several."""
+"""The training loop: exact after an interruption, equal in one process and several.
+
+Above 300 lines: one loop, and what can stop it on its way.
+"""
 
 import json
 import math

@@ -12,17 +12,9 @@ from cddnet.physics.beam import SliceGeometry
 from cddnet.physics.dose import add_noise
 from cddnet.physics.lesion import Lesion, lesion_image
 from cddnet.training.pairs import FullDoseSlice
-from cddnet.workflows._detection import (
-    FULL_DOSE,
-    LOW_DOSE,
-    DetectionOptions,
-    detect_in_slices,
-    detect_in_water,
-    findings,
-    flat_places,
-    statement,
-    statements,
-)
+from cddnet.workflows._detection import detect_in_slices, detect_in_water, flat_places
+from cddnet.workflows._detection_words import findings, statement, statements
+from cddnet.workflows._observer import FULL_DOSE, LOW_DOSE, DetectionOptions
 
 PIXEL_MM, SIZE = 1.4, 181
 SMALL = Lesion(diameter_mm=5.0, contrast_hu=30.0)

@@ -1,4 +1,7 @@
-"""An evaluation end to end: pairing and its refusals, means, flags, files and the command."""
+"""An evaluation end to end: pairing and its refusals, means, flags, files and the command.
+
+Above 300 lines: one verb from its files to its table, on one set of series.
+"""
 
 import csv
 import json

@@ -1,4 +1,7 @@
-"""Causal effects and gradients against networks whose dependence is known in closed form."""
+"""Causal effects and gradients against networks whose dependence is known in closed form.
+
+Above 300 lines: effects and gradients are checked on the same networks.
+"""
 
 import json
 from dataclasses import asdict, replace

@@ -1,4 +1,7 @@
-"""Preparing training sets: every layout, pairs by position, sides by patient, leaks, kill -9."""
+"""Preparing training sets: every layout, pairs by position, sides by patient, leaks, kill -9.
+
+Above 300 lines: each layout and each refusal has a tree of its own.
+"""
 
 import csv
 import hashlib
@@ -22,7 +25,8 @@ from cddnet.training.leaks import LeakError
 from cddnet.training.manifest import MANIFEST, load_manifest
 from cddnet.training.store import PreparedSet, verify
 from cddnet.workflows import _stacks
-from cddnet.workflows.prepare import PrepareOptions, prepare, side_sizes, split_shares
+from cddnet.workflows._prepared import side_sizes
+from cddnet.workflows.prepare import PrepareOptions, prepare, split_shares
 from ct_tree import tissue, uid_of, write_series, write_slice, write_tree
 
 

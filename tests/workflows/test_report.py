@@ -1,4 +1,7 @@
-"""The report: every number of the evaluation, nothing from outside, nothing that can run."""
+"""The report: every number of the evaluation, nothing from outside, nothing that can run.
+
+Above 300 lines: page, tables and slices are read from one report.
+"""
 
 import base64
 import json
@@ -15,7 +18,6 @@ from PIL import Image
 from cddnet.errors import FormatError, GeometryError
 from cddnet.formats import write_volume
 from cddnet.volume import CTVolume
-from cddnet.workflows import report
 from cddnet.workflows._complexity import Complexity
 from cddnet.workflows._evaluation import (
     Comparison,
@@ -30,7 +32,9 @@ from cddnet.workflows._evaluation import (
     Row,
 )
 from cddnet.workflows._panel import Region
-from cddnet.workflows.report import Content, ReportOptions, ShownSlice, report_file, write_report
+from cddnet.workflows._report_content import Content, ShownSlice, chosen_slices
+from cddnet.workflows._report_page import encode_slice
+from cddnet.workflows.report import Record, ReportOptions, report_file, write_report
 from peers import require
 
 HOSTILE = '<script>alert("x")</script>|*a* [b](http://c)'
@@ -382,7 +386,7 @@ def test_embedded_slices_are_the_hu_within_rounding(content, page):
 @pytest.mark.parametrize("hu", [[[-32768, 32767], [32767, -32768]], [[0, -1], [-2000, 3071]]])
 def test_any_16_bit_value_survives(hu):
     item = {"height": 2, "width": 2}
-    packed = {"data": report.encode_slice(np.array(hu, np.float32))}
+    packed = {"data": encode_slice(np.array(hu, np.float32))}
     assert unpacked(item, packed).tolist() == hu
 
 
@@ -428,7 +432,7 @@ def test_infinite_scores_are_said_and_kept(evaluation, content, tmp_path):
     write_report(tmp_path, content._replace(evaluation=changed))
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.table("Mean over patients")[2][1].split() == ["inf", "best"]
-    record = report.Record.model_validate_json((tmp_path / "report.json").read_bytes())
+    record = Record.model_validate_json((tmp_path / "report.json").read_bytes())
     assert record.evaluation == changed
 
 
@@ -451,7 +455,7 @@ def test_without_slices_physics_or_references_it_still_stands(evaluation, tmp_pa
 
 
 def test_slices_are_of_the_first_patients_middle_first(evaluation):
-    chosen = report.chosen_slices(evaluation)
+    chosen = chosen_slices(evaluation)
     assert [(image.patient, image.slice_number) for image in chosen] == [
         (PATIENTS[0], 2),
         (PATIENTS[1], 2),

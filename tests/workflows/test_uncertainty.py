@@ -1,4 +1,7 @@
-"""The uncertainty map: made of its evidence, written with the denoised series, whole or not."""
+"""The uncertainty map: made of its evidence, written with the denoised series, whole or not.
+
+Above 300 lines: the map and the series it is written with belong together.
+"""
 
 import errno
 import json

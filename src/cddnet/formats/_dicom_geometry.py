@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cddnet.errors import DicomError, GeometryError
-from cddnet.formats._dicom_frames import Frame, Vector
+from cddnet.formats._dicom_frames import Frame
 from cddnet.formats._dicom_pixels import SEND_AGAIN, read_stored
+from cddnet.formats._dicom_values import Vector
 
 SAME_POSITION_MM = 0.01
 SPACING_TOLERANCE_MM = 0.02

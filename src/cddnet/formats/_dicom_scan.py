@@ -15,16 +15,15 @@ from cddnet.errors import DicomError, SeriesChoiceError
 from cddnet.formats import head_of
 from cddnet.formats._dicom_deflated import require_bounded
 from cddnet.formats._dicom_frames import (
-    TEXTS,
     Frame,
     Scanned,
     frames_of,
     image_type,
     is_localizer,
-    joined_text,
 )
 from cddnet.formats._dicom_kept import SharedElements, dataset_of, raw_elements
 from cddnet.formats._dicom_pixels import find_pixels, quiet, transfer_syntax_of
+from cddnet.formats._dicom_values import TEXTS, joined_text
 
 # A data set without preamble starts with a low tag of the lowest groups, in either byte order.
 FIRST_GROUPS = {b"\x08\x00": "little", b"\x02\x00": "little", b"\x00\x08": "big"}

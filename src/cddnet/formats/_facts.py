@@ -10,9 +10,10 @@ from pydicom import Dataset
 
 from cddnet.errors import DicomError
 from cddnet.formats._derived_headers import MANUFACTURER
-from cddnet.formats._dicom_frames import group_item, image_type, joined_text
+from cddnet.formats._dicom_frames import group_item, image_type
 from cddnet.formats._dicom_pixels import SEND_AGAIN, quiet
 from cddnet.formats._dicom_scan import read_header
+from cddnet.formats._dicom_values import joined_text
 
 # No text that rules look at may be longer (PS3.5 6.2); a pattern must not be given a book.
 LONGEST_TEXT = 256

@@ -16,9 +16,10 @@ from pydicom import Dataset, dcmread, uid
 
 from cddnet.errors import CddnetError, DicomError, FormatError
 from cddnet.formats._dicom_deflated import require_bounded
-from cddnet.formats._dicom_frames import Frame, Vector, group_item, joined_text
+from cddnet.formats._dicom_frames import Frame, group_item
 from cddnet.formats._dicom_geometry import stack
 from cddnet.formats._dicom_pixels import SEND_AGAIN, frame_count, quiet, transfer_syntax_of
+from cddnet.formats._dicom_values import Vector, joined_text
 from cddnet.formats._finite import finite_hu
 from cddnet.formats._parametric import BYTES_PER_PIXEL, Quantity
 from cddnet.formats._stored import require_slice_size

@@ -18,15 +18,21 @@ from cddnet.formats._derived import write_derived
 from cddnet.formats._dicom_frames import (
     DicomHeaders,
     Frame,
+    Scanned,
     group_item,
     image_type,
     is_enhanced,
     is_lossy,
-    joined_text,
-    require_pixels,
 )
 from cddnet.formats._dicom_geometry import stack
-from cddnet.formats._dicom_pixels import SEND_AGAIN, quiet
+from cddnet.formats._dicom_pixels import (
+    SEND_AGAIN,
+    frame_bytes,
+    frame_count,
+    quiet,
+    transfer_syntax_of,
+    undecodable,
+)
 from cddnet.formats._dicom_scan import (
     Series,
     SeriesSummary,
@@ -35,6 +41,7 @@ from cddnet.formats._dicom_scan import (
     looks_like_dicom,
     series_of,
 )
+from cddnet.formats._dicom_values import joined_text
 from cddnet.volume import Acquisition, CTVolume
 
 __all__ = [
@@ -120,7 +127,7 @@ def _checked_volume(chosen: Series, others: Sequence[Series]) -> CTVolume:
     used = {frame.path for frame in chosen.frames}
     for scanned in chosen.files:
         if scanned.path in used:
-            require_pixels(scanned)
+            _require_pixels(scanned)
     slices = stack(chosen.frames, chosen.uid)
     notes = (*slices.notes, *_content_notes(slices.frames), *_left_out(chosen, others))
     headers = DicomHeaders(frames=slices.frames, enhanced=enhanced)
@@ -218,3 +225,30 @@ def _left_out(chosen: Series, others: Sequence[Series]) -> list[str]:
         listed = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         notes.append(f"other series there were left out: {listed}")
     return notes
+
+
+def _require_pixels(scanned: Scanned) -> None:
+    """Refuse a file without pixels or with too few, before work is spent on its series."""
+    header, name = scanned.header, scanned.path.name
+    if scanned.deflated:
+        return
+    if not transfer_syntax_of(header).is_transfer_syntax:
+        raise undecodable(name, transfer_syntax_of(header))
+    if scanned.pixels is None:
+        raise DicomError(f"{name}: there is no pixel data in it; {SEND_AGAIN}")
+    there = scanned.file_bytes - scanned.pixels.offset
+    if scanned.pixels.length == 0 or there == 0:
+        raise DicomError(f"{name}: its pixel data is empty; {SEND_AGAIN}")
+    if scanned.pixels.length is None:
+        return
+    needed = frame_bytes(header) * frame_count(header)
+    if min(there, scanned.pixels.length) < needed:
+        raise DicomError(
+            f"{name}: its pixel data is cut short, {min(there, scanned.pixels.length)} of "
+            f"{needed} bytes are there; {SEND_AGAIN}"
+        )
+    if scanned.pixels.length >= needed + frame_bytes(header):
+        raise DicomError(
+            f"{name}: its pixel data is longer than {frame_count(header)} slices of "
+            f"{header.Rows} x {header.Columns}; {SEND_AGAIN}"
+        )

@@ -5,104 +5,38 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cddnet.errors import CddnetError
-from cddnet.metrics.detectability import (
-    Detection,
-    Estimate,
-    Resampling,
-    Trials,
-    change,
-    channelised_hotelling,
-    resampling,
-)
 from cddnet.metrics.noise import detrended_std, flat_corners, flat_regions
 from cddnet.physics import phantom
 from cddnet.physics.beam import SliceGeometry
 from cddnet.physics.dose import SCANNER_FLOOR_HU, add_noise, insert_noise, rng_for
-from cddnet.physics.kernel import SOFT_KERNEL, Kernel
-from cddnet.physics.lesion import Lesion, lesion_image
 from cddnet.training.pairs import Learnable
 from cddnet.volume import SliceHU
-from cddnet.workflows._evaluation import Finding, Interval
-
-LOW_DOSE, FULL_DOSE = "low dose", "full dose"
+from cddnet.workflows._observer import (
+    FULL_DOSE,
+    LOW_DOSE,
+    DetectionOptions,
+    LesionRow,
+    Scene,
+    observed,
+)
 
 Denoise = Callable[[SliceHU], SliceHU]
 
-# Widths in diameters, of the observer's channels and of the regions. A blur carries what lies
-# outside a region into it; with these a linear filter changes d' by a percent or two, and one as
-# wide as the lesion by up to six.
-_CHANNEL_DIAMETERS = 1.0
+# Widths of the regions in diameters. A blur carries what lies outside a region into it; with these
+# and the observer's channels a linear filter changes d' by a percent or two, and one as wide as the
+# lesion by up to six.
 _REGION_IN_SLICES, _REGION_IN_WATER = 2.0, 4.0
-# A gain of less than this share of d', that of a tenth more dose, counts as none.
-_LEAST_GAIN = 0.05
 _NOISY = 1.25
 # Places in water lie on a ring, where the noise is the same by symmetry, and this far apart.
 _RING_MM = 60.0
 _APART = 1.05
-
-
-@dataclass(frozen=True, kw_only=True)
-class DetectionOptions:
-    """dose_fraction: simulated from the full dose.  kernel: its noise and the lesions' blur.
-    realisations: of the noise at each place.  most_places: slices are left out, evenly, above it.
-    """
-
-    lesions: tuple[Lesion, ...] = (
-        Lesion(diameter_mm=5.0, contrast_hu=30.0),
-        Lesion(diameter_mm=10.0, contrast_hu=12.0),
-    )
-    dose_fraction: float = 0.25
-    kernel: Kernel = SOFT_KERNEL
-    realisations: int = 1
-    most_places: int = 300
-    seed: int = 0
-
-
-class LesionRow(NamedTuple):
-    """row: low dose, a method or full dose.  change: of d' to the low dose, at the same places and
-    noise.  recovery: contrast of the inserted lesion that is left, 1 for all of it.
-    within: where it was measured, in words.
-    """
-
-    row: str
-    lesion: Lesion
-    detection: Detection
-    change: Estimate
-    recovery: Estimate
-    within: str
-
-
-class _Scene(NamedTuple):
-    """One slice under two noises.  hu: (H, W) without lesions.  side: of the regions.
-    centres: (L, 2).  place: (L,).
-    noises: numbers, of the images with and of those without lesions.
-    rows: the images of a slice with or without lesions under the noise of a number.
-    """
-
-    hu: SliceHU
-    pixel_mm: float
-    side: int
-    centres: NDArray[np.intp]
-    place: NDArray[np.intp]
-    noises: tuple[int, int]
-    rows: Callable[[SliceHU, int], dict[str, SliceHU]]
-
-
-class _Seen(NamedTuple):
-    present: list[NDArray[np.float32]]
-    absent: list[NDArray[np.float32]]
-    place: list[NDArray[np.intp]]
-    recovery: list[NDArray[np.float64]]
 
 
 def detect_in_slices(
@@ -125,7 +59,7 @@ def detect_in_slices(
     used = sum(len(found) > 0 for _, found, _ in chosen)
     firsts = np.cumsum([0, *(len(found) for _, found, _ in chosen)])
     scenes = (
-        _Scene(
+        Scene(
             hu=source.hu,
             pixel_mm=source.geometry.pixel_mm,
             side=side,
@@ -142,7 +76,7 @@ def detect_in_slices(
         f"lesions inserted before {options.dose_fraction:.0%} of the dose was simulated, "
         f"flat soft tissue in {used} of {len(slices)} slices; interval over places"
     )
-    return _observed(scenes, options, where)
+    return observed(scenes, options, where)
 
 
 def detect_in_water(
@@ -183,7 +117,7 @@ def detect_in_water(
         return {LOW_DOSE: low, **denoised, FULL_DOSE: hu + noise(number, 1.0)}
 
     scenes = (
-        _Scene(
+        Scene(
             hu=water,
             pixel_mm=geometry.pixel_mm,
             side=side,
@@ -198,7 +132,7 @@ def detect_in_water(
         f"water phantom of 200 mm at {options.dose_fraction:.0%} of the dose, "
         f"{_RING_MM:g} mm from the axis; interval over noise"
     )
-    return _observed(scenes, options, where)
+    return observed(scenes, options, where)
 
 
 def flat_places(hu: NDArray[np.floating], side: int) -> NDArray[np.intp]:
@@ -217,63 +151,6 @@ def flat_places(hu: NDArray[np.floating], side: int) -> NDArray[np.intp]:
             free[region] = False
             taken.append(corner)
     return np.array(taken) + side // 2
-
-
-def statement(
-    name: str, psnr_gain_db: float, *, low_dose: Estimate, d_prime: Estimate, change: Estimate
-) -> str | None:
-    """What to say where PSNR rises over the low dose and d' is not seen to: None otherwise.
-
-    Parameters: name of the row and its lesion; d' of both; change: d' less that of the low dose,
-    with its own interval, which is the narrower where both were seen under the same noise.
-    A rise counts where its interval lies above 5 % of d'; a fall that is certain is called one.
-    """
-    if not psnr_gain_db > 0 or change.low > _LEAST_GAIN * low_dose.value:
-        return None
-    verdict = "down" if change.high < 0 else "not"
-    return (
-        f"PSNR up, detectability {verdict}: {name} gains {psnr_gain_db:.2f} dB over the low dose, "
-        f"d' is {_text(d_prime)} against {_text(low_dose)} (change {_text(change, sign='+')})"
-    )
-
-
-def statements(rows: Sequence[LesionRow], psnr_gain_db: Mapping[str, float]) -> tuple[str, ...]:
-    """A sentence for each row and lesion that deserves one; psnr_gain_db: row -> gain."""
-    low = {row.lesion: row.detection.d_prime for row in rows if row.row == LOW_DOSE}
-    said = (
-        statement(
-            f"{row.row}, {row.lesion.described}",
-            psnr_gain_db[row.row],
-            low_dose=low[row.lesion],
-            d_prime=row.detection.d_prime,
-            change=row.change,
-        )
-        for row in rows
-        if row.row in psnr_gain_db and row.row != LOW_DOSE
-    )
-    return tuple(text for text in said if text)
-
-
-def findings(rows: Sequence[LesionRow]) -> tuple[Finding, ...]:
-    """Figures of the rows for an evaluation; their intervals are those named in `within`."""
-    return tuple(
-        Finding(
-            row=row.row,
-            family="detectability",
-            name=f"{name}, {row.lesion.described}",
-            value=Interval(value=value.value, low=value.low, high=value.high),
-            unit="",
-            within=row.within,
-        )
-        for row in rows
-        for name, value in (
-            ("d' (LG-CHO)", row.detection.d_prime),
-            ("d' over low dose (LG-CHO)", row.change),
-            ("AUC (LG-CHO)", row.detection.auc),
-            ("contrast recovery", row.recovery),
-        )
-        if row.row != LOW_DOSE or name != "d' over low dose (LG-CHO)"
-    )
 
 
 def _rows_of_slice(
@@ -295,109 +172,6 @@ def _rows_of_slice(
     }
 
 
-def _observed(
-    scenes: Iterable[_Scene], options: DetectionOptions, where: str
-) -> tuple[LesionRow, ...]:
-    seen: defaultdict[tuple[Lesion, str], _Seen] = defaultdict(lambda: _Seen([], [], [], []))
-    pixel_mm = 0.0
-    for scene in scenes:
-        pixel_mm = pixel_mm or scene.pixel_mm
-        if scene.pixel_mm != pixel_mm:
-            raise CddnetError(
-                f"slices with pixels of {pixel_mm:g} and {scene.pixel_mm:g} mm cannot share an "
-                "observer; give slices of one series."
-            )
-        _look(scene, options, seen)
-    if not seen:
-        raise CddnetError(
-            "no flat place of soft tissue is large enough for the lesions; choose other slices."
-        )
-    first = next(iter(seen.values()))
-    samples = resampling(np.concatenate(first.place), np.random.default_rng(options.seed))
-    return tuple(
-        row
-        for lesion in options.lesions
-        for row in _rows_of_lesion(lesion, seen, samples, (pixel_mm, where))
-    )
-
-
-def _look(
-    scene: _Scene, options: DetectionOptions, seen: defaultdict[tuple[Lesion, str], _Seen]
-) -> None:
-    """Add what one slice shows to the rows of each lesion."""
-    with_number, without_number = scene.noises
-    absent, same_noise = (scene.rows(scene.hu, n) for n in (without_number, with_number))
-
-    def regions(image: SliceHU) -> NDArray[np.float32]:
-        half = scene.side // 2
-        return np.stack(
-            [image[r - half : r + half + 1, c - half : c + half + 1] for r, c in scene.centres]
-        )
-
-    for lesion in options.lesions:
-        signal = lesion_image(
-            (scene.hu.shape[0], scene.hu.shape[1]),
-            scene.centres,
-            lesion,
-            pixel_mm=scene.pixel_mm,
-            kernel=options.kernel,
-        )
-        disc = _disc(scene.side, lesion.diameter_mm / scene.pixel_mm)
-        inserted = regions(signal)[:, disc].mean(axis=1, dtype=np.float64)
-        for row, present in scene.rows(scene.hu + signal, with_number).items():
-            left = regions(present - same_noise[row])[:, disc].mean(axis=1, dtype=np.float64)
-            into = seen[lesion, row]
-            into.present.append(regions(present))
-            into.absent.append(regions(absent[row]))
-            into.place.append(scene.place)
-            into.recovery.append(left / inserted)
-
-
-def _rows_of_lesion(
-    lesion: Lesion,
-    seen: Mapping[tuple[Lesion, str], _Seen],
-    samples: Resampling,
-    measured: tuple[float, str],
-) -> Iterator[LesionRow]:
-    pixel_mm, where = measured
-    width_px = _CHANNEL_DIAMETERS * lesion.diameter_mm / pixel_mm
-    low_dose: Detection | None = None
-    for (of, row), found in seen.items():
-        if of != lesion:
-            continue
-        place = np.concatenate(found.place)
-        trials = Trials(np.concatenate(found.present), np.concatenate(found.absent), place)
-        detection = channelised_hotelling(trials, width_px, samples)
-        low_dose = low_dose or detection
-        yield LesionRow(
-            row=row,
-            lesion=lesion,
-            detection=detection,
-            change=change(detection, low_dose),
-            recovery=_mean(np.concatenate(found.recovery), place),
-            within=f"{detection.within}, {where}",
-        )
-
-
-def _mean(values: NDArray[np.float64], place: NDArray[np.intp]) -> Estimate:
-    """Mean over places with the interval of a mean of independent places."""
-    _, number = np.unique(place, return_inverse=True)
-    means = np.bincount(number, values) / np.bincount(number)
-    reach = 1.959964 * float(means.std(ddof=1)) / math.sqrt(len(means))
-    return Estimate(float(means.mean()), float(means.mean()) - reach, float(means.mean()) + reach)
-
-
 def _side(width_mm: float, pixel_mm: float) -> int:
     """Odd number of pixels that is at least so wide."""
     return 2 * math.ceil(width_mm / (2 * pixel_mm)) + 1
-
-
-def _disc(side: int, diameter_px: float) -> NDArray[np.bool_]:
-    centred = np.arange(side) - side // 2
-    inside: NDArray[np.bool_] = np.hypot(centred[:, None], centred) <= diameter_px / 2
-    return inside
-
-
-def _text(estimate: Estimate, *, sign: str = "") -> str:
-    value, low, high = (format(number, f"{sign}.2f") for number in estimate)
-    return f"{value} [{low}, {high}]"

@@ -16,14 +16,10 @@ from cddnet.runtime import store
 from cddnet.training.pairs import Learnable
 from cddnet.training.slices import full_dose_slices
 from cddnet.volume import CTVolume, SliceHU
-from cddnet.workflows._detection import (
-    Denoise,
-    DetectionOptions,
-    detect_in_slices,
-    findings,
-    statements,
-)
+from cddnet.workflows._detection import Denoise, detect_in_slices
+from cddnet.workflows._detection_words import findings, statements
 from cddnet.workflows._evaluation import Physics
+from cddnet.workflows._observer import DetectionOptions
 from cddnet.workflows.denoise import denoise_slice
 
 _WINDOW_HU = (-160.0, 240.0)

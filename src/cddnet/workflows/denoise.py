@@ -1,4 +1,7 @@
-"""Denoise: read_volume -> to_network -> network -> to_hu -> write_volume."""
+"""Denoise: read_volume -> to_network -> network -> to_hu -> write_volume.
+
+Above 300 lines: the journey of a slice, in one file.
+"""
 
 # Shapes: B batch, D slice, H row, W column; tensors (B, C, H, W).
 
@@ -170,7 +173,7 @@ def _plan(options: DenoiseOptions) -> _Plan:
     card = read_card(weights)
     strength = card.strength if options.strength is None else options.strength
     if not 0 <= strength <= 1:
-        raise ModelError(f"strength is {strength}, expected 0 (source) to 1 (network).")
+        raise ModelError(f"strength is {strength}; give 0 (source) to 1 (network).")
     engine = open_engine(
         weights, card, name=options.engine, device=options.device, threads=options.threads
     )

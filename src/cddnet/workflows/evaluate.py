@@ -2,6 +2,8 @@
 
 Each image is scored, then the mean is taken per patient, then over patients. The low dose is the
 first row, because a method that does not beat its input is no method.
+
+Above 300 lines: the three ways to evaluate share cases, scores and physics.
 """
 
 # Shapes: H row, W column, P patient.

@@ -1,4 +1,7 @@
-"""Explain: what of a low-dose slice decides a denoised region."""
+"""Explain: what of a low-dose slice decides a denoised region.
+
+Above 300 lines: one verb, from its region to what is said of it.
+"""
 
 # Shapes: D slice, H row, W column; h, w of the region.
 

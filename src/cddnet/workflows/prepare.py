@@ -4,26 +4,22 @@
 
 Each finished series leaves a record in OUT/.unfinished, so that a killed run goes on where it
 stopped; the manifest is written last, and only when no patient stands on two sides.
+
+Above 300 lines: one verb, with what it may go on from.
 """
 
 # Shapes: D slice, H row, W column.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
-import re
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-
-from pydantic import BaseModel
 
 from cddnet import __version__
 from cddnet.config import PatientSplit, load_config
@@ -32,11 +28,9 @@ from cddnet.formats import dicom, read_volume
 from cddnet.training.leaks import described, require_apart
 from cddnet.training.manifest import (
     MANIFEST,
-    SIDES,
     SLICES,
     UNFINISHED,
     Manifest,
-    PreparedSeries,
     digest_of,
     load_manifest,
 )
@@ -55,15 +49,23 @@ from cddnet.workflows._layouts import (
     source_sha256,
 )
 from cddnet.workflows._pairing import LeftOutError, Twin, along_mm, twin_of
-from cddnet.workflows._stacks import Column, Written, stored_hu, write_rows
+from cddnet.workflows._prepared import (
+    LEFT_OUT,
+    Content,
+    Stored,
+    collections_of,
+    counted,
+    dropped_by_reader,
+    read_tables,
+    series_of,
+    with_sides,
+    write_tables,
+)
+from cddnet.workflows._stacks import Column, stored_hu, write_rows
 
-SOURCES = "sources.csv"
-LEFT_OUT = "left_out.csv"
 _REQUEST = "request"
 _SQUARE_TOLERANCE = 0.01
 _NAME_DIGITS = 32
-# Of the reader's notes, the one that speaks of other series, which have jobs of their own.
-_OTHERS = "other series"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,19 +92,6 @@ class Prepared(NamedTuple):
     left_out: tuple[tuple[str, int], ...]
     doubts: tuple[str, ...]
     was_finished: bool
-
-
-class _Stored(BaseModel, frozen=True, extra="forbid"):
-    """Record of one job: the series, if any of it was fit, and what was left out.
-
-    patient_order: hash by which patients are put in order for the split.
-    sources: folders of the full and of the low dose.
-    """
-
-    series: PreparedSeries | None
-    patient_order: str
-    sources: tuple[str, str]
-    left_out: tuple[LeftOut, ...]
 
 
 class _Run(NamedTuple):
@@ -142,9 +131,11 @@ def prepare(source: Path, out: Path, options: PrepareOptions, progress: Progress
             version=__version__,
             request=request,
             layout=layout,
-            collections=_collections(options, patients, stored),
+            collections=collections_of(
+                (*options.collections, *(patients.collections if patients else ())), stored
+            ),
             warnings=found.warnings,
-            series=_with_sides(stored, options),
+            series=with_sides(stored, options.split if patients is None else None),
         )
         return _finish(out, manifest, stored, left_out)
 
@@ -206,10 +197,7 @@ def _finished_before(out: Path, request: str) -> Prepared:
             f"{out}: holds a set of another source or other options; choose a new folder."
         )
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)
-    with (out / LEFT_OUT).open(encoding="utf-8", newline="") as file:
-        counts = _counted((row["kind"], int(row["slices"])) for row in csv.DictReader(file))
-    with (out / SOURCES).open(encoding="utf-8", newline="") as file:
-        names = {row["series"]: row["full_dose"] for row in csv.DictReader(file)}
+    counts, names = read_tables(out)
     doubts = tuple(described(item, names) for item in require_apart(manifest, names))
     return Prepared(manifest, counts, doubts, was_finished=True)
 
@@ -241,15 +229,15 @@ def _begin(out: Path, request: str) -> None:
         remove_partial(folder)
 
 
-def _store_all(run: _Run, jobs: Sequence[Job], progress: Progress) -> list[_Stored]:
+def _store_all(run: _Run, jobs: Sequence[Job], progress: Progress) -> list[Stored]:
     """Records of every job; those finished by an earlier run are not decoded again."""
-    records: list[_Stored] = []
+    records: list[Stored] = []
     known: dict[str, set[str]] = {}
     for done, job in enumerate(jobs, start=1):
         name = run.digest(f"{job.full} {job.patient}")[:_NAME_DIGITS]
         path = run.out / UNFINISHED / f"{name}.json"
         if path.is_file():
-            record = _Stored.model_validate_json(path.read_bytes())
+            record = Stored.model_validate_json(path.read_bytes())
         else:
             record = _store(run, job, name, known)
             write_whole(path, record.model_dump_json().encode())
@@ -261,7 +249,7 @@ def _store_all(run: _Run, jobs: Sequence[Job], progress: Progress) -> list[_Stor
     return records
 
 
-def _store(run: _Run, job: Job, name: str, known: dict[str, set[str]]) -> _Stored:
+def _store(run: _Run, job: Job, name: str, known: dict[str, set[str]]) -> Stored:
     left_out: list[LeftOut] = []
     slices = 1
     try:
@@ -275,20 +263,20 @@ def _store(run: _Run, job: Job, name: str, known: dict[str, set[str]]) -> _Store
         if job.paired:
             twin = twin_of((job.full, full), [(low, _volume(run, low)) for low in job.low])
             left_out += twin.left_out
-            left_out += _dropped_by_reader(twin.entry, twin.volume)
-        left_out += _dropped_by_reader(job.full, full)
+            left_out += dropped_by_reader(twin.entry, twin.volume)
+        left_out += dropped_by_reader(job.full, full)
         columns = _columns(run.out / SLICES / name, full, twin)
         written = write_rows(columns, known.get(run.digest(patient), set()))
     except CddnetError as error:
         kind = error.kind if isinstance(error, LeftOutError) else "unfit"
         left_out = [LeftOut(kind, job.full.name, slices, "", str(error))]
-        return _Stored(series=None, patient_order="", sources=("", ""), left_out=tuple(left_out))
+        return Stored(series=None, patient_order="", sources=("", ""), left_out=tuple(left_out))
     along = along_mm(full)
     for row, reason in written.repeated.items():
         place = f"{along[columns[0].indices[row]]:.3f}"
         left_out.append(LeftOut("duplicate", job.full.name, 1, place, reason))
-    return _Stored(
-        series=_series(run, job, run.digest(patient), _Content(full, twin, columns[0], written)),
+    return Stored(
+        series=series_of(job, patient, Content(full, twin, columns[0], written), run.digest),
         patient_order=hashlib.sha256(f"{run.options.seed}/{patient}".encode()).hexdigest(),
         sources=(job.full.name, twin.entry.name if twin else ""),
         left_out=tuple(left_out),
@@ -306,22 +294,6 @@ def _volume(run: _Run, entry: Entry) -> CTVolume:
         return read_volume(folder / entry.files[index], window_hu=window_hu).read_slice(0)
 
     return replace(first, shape=(len(entry.files), *first.shape[1:]), read_slice=read_slice)
-
-
-def _dropped_by_reader(entry: Entry, volume: CTVolume) -> list[LeftOut]:
-    """Copies of slices and localizers, of which the reader leaves a note with their number."""
-    found = [(note, re.search(r"(\d+) .* left out$", note)) for note in volume.notes]
-    return [
-        LeftOut(
-            "duplicate" if note.startswith("copies") else "unfit",
-            entry.name,
-            int(count[1]),
-            "",
-            note,
-        )
-        for note, count in found
-        if count and not note.startswith(_OTHERS)
-    ]
 
 
 def _require_square(volume: CTVolume) -> None:
@@ -344,146 +316,17 @@ def _columns(stem: Path, full: CTVolume, twin: Twin | None) -> tuple[Column, ...
     )
 
 
-class _Content(NamedTuple):
-    full: CTVolume
-    twin: Twin | None
-    column: Column
-    written: Written
-
-
-def _series(run: _Run, job: Job, patient_digest: str, content: _Content) -> PreparedSeries:
-    full, written = content.full, content.written
-    volumes = [full] if content.twin is None else [full, content.twin.volume]
-    kept = [content.column.indices[row] for row in written.kept]
-    nominal_mm, start_mm = full.slice_positions_mm(), along_mm(full)[0]
-    lost = full.shape[0] - len(kept)
-
-    def digests(texts: Iterable[str]) -> tuple[str, ...]:
-        return tuple(run.digest(text) for text in sorted(set(texts)) if text)
-
-    told = full.acquisition
-    return PreparedSeries(
-        name=content.column.path.stem,
-        side=job.side or "train",
-        patient_digest=patient_digest,
-        header_patient_digests=digests(
-            volume.acquisition.patient_id for volume in volumes if job.trusts_header
-        ),
-        study_digests=digests(volume.acquisition.study_uid for volume in volumes),
-        series_digests=digests(volume.series_uid for volume in volumes),
-        frame_of_reference_digests=digests(
-            uid for volume in volumes for uid in _frames_of_reference(volume)
-        ),
-        manufacturer=told.manufacturer,
-        scanner=told.model,
-        kernel=told.kernel,
-        collection=told.collection,
-        shape=(len(kept), full.shape[1], full.shape[2]),
-        pixel_mm=full.spacing_mm[2] if job.full.uid else None,
-        spacing_mm=full.spacing_mm[0],
-        thickness_mm=full.thickness_mm,
-        positions_mm=tuple(round(float(start_mm + nominal_mm[index]), 4) for index in kept),
-        low_dose="simulated" if content.twin is None else "real",
-        full_file=written.files[0],
-        low_file=None if content.twin is None else written.files[1],
-        notes=tuple(note for note in full.notes if not note.startswith(_OTHERS)),
-        volume_problems=(
-            *full.volume_problems,
-            *([f"{lost} slices of the series were left out"] if lost else []),
-        ),
-    )
-
-
-def _frames_of_reference(volume: CTVolume) -> list[str]:
-    """Of every slice: some series have one each."""
-    headers = volume.headers
-    if not isinstance(headers, dicom.DicomHeaders):
-        return []
-    return [str(frame.header.get("FrameOfReferenceUID") or "") for frame in headers.frames]
-
-
-def _collections(
-    options: PrepareOptions, patients: PatientSplit | None, stored: Sequence[_Stored]
-) -> tuple[str, ...]:
-    """What people stated, and what only headers name."""
-    stated = list(
-        dict.fromkeys([*options.collections, *(patients.collections if patients else ())])
-    )
-    named = sorted({r.series.collection for r in stored if r.series and r.series.collection})
-    return (
-        *stated,
-        *(
-            f"{name}, named by headers; licence and DOI not stated"
-            for name in named
-            if not any(name.lower() in text.lower() for text in stated)
-        ),
-    )
-
-
-def _with_sides(stored: Sequence[_Stored], options: PrepareOptions) -> tuple[PreparedSeries, ...]:
-    """Series with their sides: those a person wrote down, else by the hash order of patients."""
-    every = [(record.patient_order, record.series) for record in stored if record.series]
-    if options.patients is not None:
-        return tuple(series for _, series in every)
-    order = sorted({(rank, series.patient_digest) for rank, series in every})
-    sides = [
-        side
-        for side, count in zip(SIDES, side_sizes(len(order), options.split), strict=True)
-        for _ in range(count)
-    ]
-    side_of = {patient: side for (_, patient), side in zip(order, sides, strict=True)}
-    return tuple(
-        series.model_copy(update={"side": side_of[series.patient_digest]}) for _, series in every
-    )
-
-
-def side_sizes(patients: int, split: tuple[float, float, float]) -> tuple[int, int, int]:
-    """Patients for training, validation and test: nearest to the shares, and none of a wanted side
-    without any as long as there are enough.
-    """
-    exact = [patients * share for share in split]
-    sizes = [int(value + 1e-9) for value in exact]
-    by_rest = sorted(range(3), key=lambda side: sizes[side] - exact[side])
-    for side in by_rest[: patients - sum(sizes)]:
-        sizes[side] += 1
-    for side in range(3):
-        largest = sizes.index(max(sizes))
-        if split[side] > 0 and sizes[side] == 0 and sizes[largest] > 1:
-            sizes[largest] -= 1
-            sizes[side] += 1
-    return sizes[0], sizes[1], sizes[2]
-
-
 def _finish(
-    out: Path, manifest: Manifest, stored: Sequence[_Stored], left_out: Sequence[LeftOut]
+    out: Path, manifest: Manifest, stored: Sequence[Stored], left_out: Sequence[LeftOut]
 ) -> Prepared:
     """Check for leaks, and make the set valid by writing its manifest."""
-    _write_csv(out / LEFT_OUT, LeftOut._fields, left_out)
-    names = {record.series.name: record.sources for record in stored if record.series}
-    rows = [(series.name, series.patient_digest, *names[series.name]) for series in manifest.series]
-    _write_csv(out / SOURCES, ("series", "patient", "full_dose", "low_dose"), rows)
-    counts = _counted((item.kind, item.slices) for item in left_out)
+    write_tables(out, manifest, stored, left_out)
+    counts = counted((item.kind, item.slices) for item in left_out)
     if not manifest.series:
         reasons = ", ".join(f"{kind}: {count}" for kind, count in counts)
         raise FormatError(f"{out}: nothing was fit for training ({reasons}); see its {LEFT_OUT}.")
-    labels = {name: folders[0] for name, folders in names.items()}
+    labels = {record.series.name: record.sources[0] for record in stored if record.series}
     doubts = tuple(described(item, labels) for item in require_apart(manifest, labels))
     write_whole(out / MANIFEST, manifest.model_dump_json(indent=1).encode())
     shutil.rmtree(out / UNFINISHED)
     return Prepared(manifest, counts, doubts, was_finished=False)
-
-
-def _counted(left_out: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
-    """Slices of each kind."""
-    counts: Counter[str] = Counter()
-    for kind, slices in left_out:
-        counts[kind] += slices
-    return tuple(sorted(counts.items()))
-
-
-def _write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    write_whole(path, text.getvalue().encode())

@@ -1,3 +1,5 @@
+// The viewer of the report.
+// Above 300 lines: the page embeds one script and allows no other.
 "use strict";
 (() => {
   const source = document.getElementById("slices");

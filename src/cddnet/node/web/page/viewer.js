@@ -1,4 +1,5 @@
 // The viewer: what is shown, and how it is drawn. Gestures and keys are in gestures.js.
+// Above 300 lines: drawing, tools and state of one picture.
 
 import { askJson, element, session } from "./api.js";
 import * as colours from "./colours.js";
