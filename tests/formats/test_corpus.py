@@ -30,6 +30,7 @@ OUTCOMES: dict[str, str | None] = {
     "config_whole_number_of_nothing.yaml": "cannot be read as YAML",
     "dicom_image_type_is_a_number.dcm": "is no CT image",
     "dicom_image_type_is_a_sequence.dcm": "modality not stated",
+    "dicom_jpeg_of_no_version.dcm": "is damaged or cut short",
     "dicom_jpeg_that_ends_the_decoder.dcm": "is damaged or cut short",
     "dicom_kernel_is_a_number.dcm": "is no CT image",
     "dicom_modality_is_a_sequence.dcm": "modality not stated",

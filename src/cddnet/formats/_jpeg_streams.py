@@ -1,7 +1,7 @@
 """What a JPEG, JPEG-LS or JPEG 2000 stream says of its image, read before any decoder sees it.
 
 Decoders of damaged streams end the process or take memory for a size that is in no header.
-Sources: ITU-T T.81 annex B, T.87 annex C, T.800 annex A.
+Sources: ITU-T T.81 annex B, T.87 annex C, T.800 annex A, T.871 clause 10 (JFIF).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ _FRAMES = (frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}) | {_JPEG_LS}
 _LOSSLESS = 0xC3
 # Tables, comments, restart intervals, application data; all else before a scan is damage.
 _SEGMENTS = frozenset({0xC4, 0xCC, 0xDB, 0xDD, 0xF8, 0xFE, *range(0xE0, 0xF0)})
+_JFIF = b"JFIF\x00"
 _J2K_START = b"\xff\x4f\xff\x51"
 # Behind FF, coded data holds 00 or a restart, in JPEG-LS any byte below 80.
 _MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
@@ -60,6 +61,9 @@ def _jpeg(stream: bytes) -> StreamImage:
             return image
         elif marker not in _SEGMENTS:
             raise ValueError(f"marker {marker:02X} at byte {place}")
+        # GDCM ends the process at a version of JFIF that does not exist.
+        elif stream.startswith(_JFIF, place + 4) and stream[place + 4 + len(_JFIF)] != 1:
+            raise ValueError(f"JFIF of no version at byte {place}")
         place += 2 + length
 
 
