@@ -16,6 +16,7 @@ from pydicom import dcmread
 from small_node import node_config
 
 import cddnet
+from peers import require
 
 DEMO = Path(cddnet.__file__).parent / "data" / "demo" / "series"
 
@@ -55,7 +56,7 @@ def took_s(folder, called, port):
     titles = ("-aet", "SCANNER", "-aec", called)
     begun = time.monotonic()
     subprocess.run(
-        ["storescu", "+sd", *titles, "127.0.0.1", str(port), str(folder)],
+        [require("storescu"), "+sd", *titles, "127.0.0.1", str(port), str(folder)],
         check=True,
         capture_output=True,
     )

@@ -19,7 +19,7 @@ from cddnet.errors import FormatError
 
 PIECE_BYTES = 1 << 20
 # No CT slice is larger than 4096 x 4096; a header that says more must not fill the memory.
-LARGEST_SLICE_PIXELS = 1 << 25
+LARGEST_SLICE_PIXELS = 1 << 24
 # Either of the two headers, zlib or gzip, tells which it is.
 ZLIB_OR_GZIP = 47
 
