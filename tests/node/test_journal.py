@@ -352,3 +352,28 @@ def test_a_damaged_or_newer_journal_is_not_touched(tmp_path):
     connection.close()
     with pytest.raises(CddnetError, match="version 99"):
         Database(newer)
+
+
+def test_the_queue_is_read_as_of_one_moment(tmp_path, monkeypatch):
+    """A series that is decided while the queue is read is shown before or after, not in between."""
+    clock = Clock()
+    journal, _ = _filled(tmp_path, clock)
+    clock.now += QUIET_S
+    (due,) = journal.due(QUIET_S)
+    writers, rows = [], Database.rows
+
+    def interrupted(database, sql, *values):
+        found = rows(database, sql, *values)
+        if "FROM outputs" in sql and not writers:
+            writers.append(threading.Thread(target=journal.decide, args=(due, "rule", [SPEC])))
+            writers[0].start()
+            writers[0].join(0.5)
+        return found
+
+    monkeypatch.setattr(Database, "rows", interrupted)
+    (before,) = journal.queue()
+    writers[0].join()
+    (after,) = journal.queue()
+    assert (before.outputs, len(after.outputs)) == ((), 1)
+    assert (before.state, after.state) == ("receiving", "complete")
+    journal.close()

@@ -113,6 +113,12 @@ class Database:
         return int(found[0][0] or 0) if found else 0
 
     @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Several queries that see one state: other threads write behind it."""
+        with self._lock:
+            yield
+
+    @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All or nothing; on the disk when it ends."""
         with self._lock:

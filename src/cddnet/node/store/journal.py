@@ -271,15 +271,18 @@ class Journal:
 
     def queue(self) -> list[SeriesRow]:
         """Every series, the newest first."""
-        return overview.series_rows(self.database)
+        with self.database.unchanged():
+            return overview.series_rows(self.database)
 
     def counts(self) -> dict[str, int]:
         """Series by state, and all `instances` and `objects`."""
-        return overview.counts(self.database)
+        with self.database.unchanged():
+            return overview.counts(self.database)
 
     def versions(self, output_key: str) -> list[Version]:
         """Every way in which an output was made, the newest first."""
-        return overview.versions(self.database, output_key)
+        with self.database.unchanged():
+            return overview.versions(self.database, output_key)
 
     def _sources(self, series_uid: str) -> tuple[tuple[str, str], ...]:
         found = self.database.rows(
