@@ -271,18 +271,15 @@ class Journal:
 
     def queue(self) -> list[SeriesRow]:
         """Every series, the newest first."""
-        with self.database.unchanged():
-            return overview.series_rows(self.database)
+        return overview.series_rows(self.database)
 
     def counts(self) -> dict[str, int]:
         """Series by state, and all `instances` and `objects`."""
-        with self.database.unchanged():
-            return overview.counts(self.database)
+        return overview.counts(self.database)
 
     def versions(self, output_key: str) -> list[Version]:
         """Every way in which an output was made, the newest first."""
-        with self.database.unchanged():
-            return overview.versions(self.database, output_key)
+        return overview.versions(self.database, output_key)
 
     def _sources(self, series_uid: str) -> tuple[tuple[str, str], ...]:
         found = self.database.rows(

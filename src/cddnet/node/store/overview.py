@@ -17,7 +17,12 @@ RECIPE_DIGITS = 8
 
 
 def series_rows(database: Database) -> list[SeriesRow]:
-    """Every series, the newest first."""
+    """Every series, the newest first, as of one moment."""
+    with database.unchanged():
+        return _series_rows(database)
+
+
+def _series_rows(database: Database) -> list[SeriesRow]:
     received = {
         row["series_uid"]: row["n"]
         for row in database.rows("SELECT series_uid, count(*) AS n FROM instances GROUP BY 1")
@@ -56,28 +61,29 @@ def series_rows(database: Database) -> list[SeriesRow]:
 
 def counts(database: Database) -> dict[str, int]:
     """Series by state, and `instances` and `objects` in all."""
-    found = Counter(row.state for row in series_rows(database))
-    return {
-        **found,
-        "instances": database.number("SELECT count(*) FROM instances"),
-        "objects": database.number("SELECT count(*) FROM objects"),
-    }
+    with database.unchanged():
+        return {
+            **Counter(row.state for row in series_rows(database)),
+            "instances": database.number("SELECT count(*) FROM instances"),
+            "objects": database.number("SELECT count(*) FROM objects"),
+        }
 
 
 def versions(database: Database, output_key: str) -> list[Version]:
     """Every way in which an output was made, the newest first, with the files that are there."""
-    found = database.rows(
-        "SELECT o.output_key, o.recipe, o.sop_class, o.file AS result, i.file AS original "
-        "FROM objects AS o LEFT JOIN instances AS i "
-        "ON i.sop_uid=o.source_uid AND i.purged_at IS NULL WHERE o.output_key=? "
-        "ORDER BY max(o.made_at) OVER (PARTITION BY o.recipe) DESC, o.recipe, o.source_uid",
-        (output_key,),
-    )
-    classic = database.rows(
-        "SELECT file FROM instances JOIN outputs USING (series_uid) "
-        "WHERE output_key=? AND purged_at IS NULL AND sop_class<>? ORDER BY sop_uid",
-        (output_key, ENHANCED_CT),
-    )
+    with database.unchanged():
+        found = database.rows(
+            "SELECT o.output_key, o.recipe, o.sop_class, o.file AS result, i.file AS original "
+            "FROM objects AS o LEFT JOIN instances AS i "
+            "ON i.sop_uid=o.source_uid AND i.purged_at IS NULL WHERE o.output_key=? "
+            "ORDER BY max(o.made_at) OVER (PARTITION BY o.recipe) DESC, o.recipe, o.source_uid",
+            (output_key,),
+        )
+        classic = database.rows(
+            "SELECT file FROM instances JOIN outputs USING (series_uid) "
+            "WHERE output_key=? AND purged_at IS NULL AND sop_class<>? ORDER BY sop_uid",
+            (output_key, ENHANCED_CT),
+        )
     made: dict[str, list[sqlite3.Row]] = {}
     for row in found:
         made.setdefault(_version_key(row), []).append(row)
