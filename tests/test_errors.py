@@ -16,7 +16,7 @@ SPELT_OUT = {"SEND_AGAIN": SEND_AGAIN, "FETCH_AGAIN": FETCH_AGAIN, "remedy": "Do
 UNKNOWN = "\0"
 # A command to run, or a list below.
 OTHER_ENDS = re.compile(rf"(pip install \S+|:\n{UNKNOWN}|\.\n{UNKNOWN})$")
-TWO_PARTS = re.compile(r"(; |\. |expected |no such |not installed(?: here)?: |cannot become )")
+TWO_PARTS = re.compile(r"(; |\. |expected |no such |not installed: |cannot become )")
 
 
 def text_of(node):

@@ -9,6 +9,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from raw_dicom import TRANSIENT
 from small_node import associate, shifted
 
 from cddnet.node.service import Node
@@ -28,13 +29,22 @@ class Running:
         raise AssertionError(name)
 
     def answers(self, caller):
-        """Whether it does C-ECHO."""
+        """Whether it does C-ECHO, soon where it is full of callers who have just gone."""
+        until = time.monotonic() + 10
         echo = associate(self.port, caller=caller)
+        while full(echo) and time.monotonic() < until:
+            time.sleep(0.1)
+            echo = associate(self.port, caller=caller)
         if not echo.is_established:
             return False
         status = echo.send_c_echo()
         echo.release()
         return getattr(status, "Status", None) == 0
+
+
+def full(association):
+    """Whether it was refused for now, because too many were there."""
+    return association.is_rejected and association.acceptor.primitive.result == TRANSIENT
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import io
 import socket
 import struct
+import time
 
 from pydicom import Dataset, uid
 from pydicom.filebase import DicomBytesIO
@@ -11,6 +12,8 @@ from pynetdicom.sop_class import CTImageStorage, Verification
 
 EXPLICIT = str(uid.ExplicitVRLittleEndian)
 ACCEPTED, REJECTED, DATA, RELEASE, RELEASED, ABORT = 2, 3, 4, 5, 6, 7
+# PS3.8 table 9-21: the caller may try again.
+TRANSIENT = 2
 
 
 def pdu(kind, body, length=None):
@@ -124,12 +127,17 @@ class Caller:
 
 
 def accepted(port, **options):
-    """A caller whose association was accepted."""
-    caller = Caller(port)
-    caller.say(request(**options))
-    kind, _ = caller.hear()
-    assert kind == ACCEPTED
-    return caller
+    """A caller whose association was accepted, soon where the node is full of those just gone."""
+    until = time.monotonic() + 10
+    while True:
+        caller = Caller(port)
+        caller.say(request(**options))
+        kind, body = caller.hear()
+        if kind == ACCEPTED:
+            return caller
+        caller.__exit__()
+        assert kind == REJECTED and body[1] == TRANSIENT and time.monotonic() < until
+        time.sleep(0.1)
 
 
 ECHO = (Verification, EXPLICIT)

@@ -155,7 +155,7 @@ def fetch(remote: Remote, study_uid: str, series_uid: str, folder: Path) -> tupl
 
 def needed(library: str) -> CddnetError:
     """What to raise where a library is missing."""
-    return CddnetError(f"a query needs {library}, not installed here: pip install cddnet[archive]")
+    return CddnetError(f"a query needs {library}, not installed: pip install cddnet[archive]")
 
 
 @contextmanager
