@@ -136,7 +136,9 @@ def accepted(port, **options):
         if kind == ACCEPTED:
             return caller
         caller.__exit__()
-        assert kind == REJECTED and body[1] == TRANSIENT and time.monotonic() < until
+        assert kind == REJECTED
+        assert body[1] == TRANSIENT
+        assert time.monotonic() < until, "the node stays full"
         time.sleep(0.1)
 
 
