@@ -55,6 +55,9 @@ class LossWeights(BaseModel, frozen=True, extra="forbid"):
     lesion_bias: float = Field(
         0.0, ge=0, description="square of the mean share of contrast that inserted lesions lose"
     )
+    lesion: float = Field(
+        0.0, ge=0, description="error of means over 5 pixels within inserted lesions"
+    )
 
 
 class NoiseRange(BaseModel, frozen=True, extra="forbid"):
@@ -148,8 +151,9 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _lesions_where_needed(self) -> TrainConfig:
-        if self.loss.lesion_bias and not self.lesions.per_slice:
-            raise ValueError("loss.lesion_bias needs lesions; set lesions.per_slice, such as 40")
+        for name in ("lesion", "lesion_bias"):
+            if getattr(self.loss, name) and not self.lesions.per_slice:
+                raise ValueError(f"loss.{name} needs lesions; set lesions.per_slice, such as 40")
         return self
 
     def decisive(self) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from cddnet.config import ConfigError, LesionRange, LossWeights, TrainConfig, checked
 from cddnet.intensity.normalise import HU_PER_UNIT
 from cddnet.physics.beam import SliceGeometry
 from cddnet.physics.depth import euclidean_depth
 from cddnet.training.lesions import draw_lesions
-from cddnet.training.methods.supervised import lesion_bias
+from cddnet.training.methods.supervised import lesion_bias, lesion_error
 from cddnet.training.pairs import FullDoseSlice, NoisyPairs, Pair
 
 PIXEL_MM = 0.7
@@ -105,6 +106,25 @@ def test_its_gradient_asks_for_the_lost_contrast():
     assert not kept.grad[(pair.lesions[:, -1:] == 0)].any()
 
 
+@pytest.mark.parametrize("lost", [0.0, 0.3, 1.0, -0.2])
+def test_the_error_within_lesions_is_what_is_lost_of_their_means(lost):
+    pair = batch(2)
+    lesions = pair.lesions[:, -1:]
+    means = ndimage.uniform_filter(lesions.numpy(), (1, 1, 5, 5), mode="constant")
+    inside = np.abs(lesions.numpy()) > 2 / HU_PER_UNIT
+    error = lesion_error(pair.full_dose - lost * lesions, pair).item()
+    assert error == pytest.approx(abs(lost) * np.abs(means[inside]).mean(), rel=1e-9)
+
+
+def test_it_sees_nothing_but_lesions():
+    pair = batch(2)
+    far = ~ndimage.maximum_filter(pair.lesions[:, -1:].abs().numpy() > 0, (1, 1, 9, 9))
+    assert far.any()
+    assert lesion_error(pair.full_dose + torch.from_numpy(far) * 0.1, pair).item() == 0.0
+    without = pair._replace(lesions=torch.zeros_like(pair.lesions))
+    assert lesion_error(pair.full_dose + 0.1, without).item() == 0.0
+
+
 def slice_of(index=0):
     return FullDoseSlice(disc(), SliceGeometry(PIXEL_MM, 3.0), "1.2.3", index)
 
@@ -137,7 +157,8 @@ def test_depth_targets_of_ablations():
     assert not torch.equal(radiological.depth, euclidean.depth)
 
 
-def test_a_loss_of_lesions_without_lesions_is_refused():
-    with pytest.raises(ConfigError, match="per_slice"):
-        checked({"split": "x", "loss": {"lesion_bias": 0.1}}, TrainConfig, "recipe")
-    assert LossWeights(lesion_bias=0.1).lesion_bias == 0.1
+@pytest.mark.parametrize("name", ["lesion", "lesion_bias"])
+def test_a_loss_of_lesions_without_lesions_is_refused(name):
+    with pytest.raises(ConfigError, match=f"{name} needs.*per_slice"):
+        checked({"split": "x", "loss": {name: 0.1}}, TrainConfig, "recipe")
+    assert getattr(LossWeights(**{name: 0.1}), name) == 0.1
