@@ -4,10 +4,15 @@ Above 300 lines: each engine is held to the same network.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from contextlib import suppress
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,6 +145,27 @@ def test_torch_gives_the_threads_back(images):
     engine = engines.open_engine(WEIGHTS, CARD, name="torch_eager", device="cpu", threads=2)
     engine.run(images[1])
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux tells of threads")
+@pytest.mark.parametrize("name", ["openvino", "onnx"])
+def test_no_thread_is_held_to_a_core(name):
+    """Else the networks of several processes share the first cores."""
+    needs(name)
+    path = store.find("fast@1")
+    engine = engines.open_engine(path, read_card(path), name=name, device="cpu", threads=1)
+    usable, seen = os.sched_getaffinity(0), []
+    work = threading.Thread(
+        target=lambda: [engine.run(np.zeros((1, 1, 512, 512), np.float32)) for _ in range(5)]
+    )
+    work.start()
+    while work.is_alive():
+        for task in Path("/proc/self/task").iterdir():
+            with suppress(OSError):
+                seen.append(os.sched_getaffinity(int(task.name)))
+        time.sleep(0.005)
+    assert len(seen) > 20
+    assert all(cores == usable for cores in seen)
 
 
 def test_the_precision_check_notices_what_rounds_too_much():
