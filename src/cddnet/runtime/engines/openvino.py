@@ -90,8 +90,7 @@ class _OpenVino:
             "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": self.threads,
             "PERFORMANCE_HINT": "LATENCY",
-            # Pinned, the networks of several processes share the first cores, and so do the threads
-            # of this process that read and write.
+            # Pinned, the networks of several processes share the first cores.
             "ENABLE_CPU_PINNING": False,
         }
         return self._core.compile_model(model, "CPU", settings).create_infer_request()
