@@ -38,12 +38,12 @@ from cddnet.physics.kernel import SHARP_KERNEL, SOFT_KERNEL, Kernel
 from cddnet.training.pairs import FullDoseSlice
 from cddnet.volume import CTVolume
 
-_KERNELS = {"soft": SOFT_KERNEL, "sharp": SHARP_KERNEL}
+KERNELS = {"soft": SOFT_KERNEL, "sharp": SHARP_KERNEL}
 _REGION = 33
-_SIDE, _PIXEL_MM, _NOISES = 512, 0.8, 8
-_WATER_MM = 300.0
+SIDE, PIXEL_MM, _NOISES = 512, 0.8, 8
+WATER_MM = 300.0
 # Half of the contrast of the small lesion, as a disc of its size sees it.
-_FALSE_MM, _FALSE_HU = 5.0, 15.0
+FALSE_MM, FALSE_HU = 5.0, 15.0
 
 
 def texture(patients: Patients, methods: Methods) -> list[Line]:
@@ -63,14 +63,14 @@ def texture(patients: Patients, methods: Methods) -> list[Line]:
 
 def texture_in_water(methods: Methods) -> list[Line]:
     """The same from repeated noise in the middle of a water phantom."""
-    middle = slice(_SIDE // 2 - 64, _SIDE // 2 + 64)
+    middle = slice(SIDE // 2 - 64, SIDE // 2 + 64)
     lines = []
-    for kernel_name, kernel in _KERNELS.items():
+    for kernel_name, kernel in KERNELS.items():
         means = {}
         for name, images in _stacks(kernel, methods).items():
             noise = ensemble_noise(images[:, middle, middle])
-            spectrum = noise_power_spectrum(noise, _PIXEL_MM).mean(axis=0)
-            means[name] = float(mean_frequency_per_mm(radial_power(spectrum, _PIXEL_MM)))
+            spectrum = noise_power_spectrum(noise, PIXEL_MM).mean(axis=0)
+            means[name] = float(mean_frequency_per_mm(radial_power(spectrum, PIXEL_MM)))
         values = {name: mean - means[FULL_DOSE] for name, mean in means.items()}
         over = f"water, {kernel_name} kernel, {_NOISES} noises"
         lines.append(Line("NPS mean frequency less full dose", "1/mm", values, over))
@@ -79,31 +79,35 @@ def texture_in_water(methods: Methods) -> list[Line]:
 
 def false_structures(methods: Methods) -> list[Line]:
     """What looks like a lesion in plain water: places where a disc sees half its contrast."""
-    radius = _FALSE_MM / 2 / _PIXEL_MM
-    axis = np.arange(-int(radius), int(radius) + 1)
-    disc = (np.hypot(axis[:, None], axis) <= radius).astype(np.float32)
-    disc /= disc.sum()
-    centre = (np.arange(_SIDE) - (_SIDE - 1) / 2) * _PIXEL_MM
-    inside = np.hypot(centre[:, None], centre) < _WATER_MM / 2 - 10
-    area_cm2 = inside.sum() * (_PIXEL_MM / 10) ** 2 * _NOISES
+    centre = (np.arange(SIDE) - (SIDE - 1) / 2) * PIXEL_MM
+    inside = np.hypot(centre[:, None], centre) < WATER_MM / 2 - 10
+    area_cm2 = inside.sum() * (PIXEL_MM / 10) ** 2 * _NOISES
     lines = []
-    for kernel_name, kernel in _KERNELS.items():
+    for kernel_name, kernel in KERNELS.items():
         values = {}
         for name, images in _stacks(kernel, methods).items():
-            seen = [np.abs(ndimage.convolve(image, disc)) > _FALSE_HU for image in images]
+            seen = [np.abs(disc_means(image)) > FALSE_HU for image in images]
             values[name] = sum(ndimage.label(s & inside)[1] for s in seen) / area_cm2 * 100
         over = f"water, {kernel_name} kernel, {area_cm2:.0f} cm2"
         lines.append(Line("false structures in 100 cm2", "", values, over))
     return lines
 
 
+def disc_means(image: NDArray[np.floating]) -> NDArray[np.floating]:
+    """What a disc of FALSE_MM sees around every pixel of an image (H, W)."""
+    radius = FALSE_MM / 2 / PIXEL_MM
+    axis = np.arange(-int(radius), int(radius) + 1)
+    disc = (np.hypot(axis[:, None], axis) <= radius).astype(np.float32)
+    return ndimage.convolve(image, disc / disc.sum())
+
+
 def full_dose_phantoms(methods: Methods) -> list[Line]:
     """Root mean square error at full dose over the input's; below 1 is no harm."""
     lines = []
-    geometry = SliceGeometry(_PIXEL_MM)
+    geometry = SliceGeometry(PIXEL_MM)
     for name in ("abdomen", "thorax", "shoulder"):
-        clean = phantom.render(phantom.build(name), _SIDE, _PIXEL_MM)
-        for kernel_name, kernel in _KERNELS.items():
+        clean = phantom.render(phantom.build(name), SIDE, PIXEL_MM)
+        for kernel_name, kernel in KERNELS.items():
             rng = rng_for(f"full dose {name}", 0, seed=0)
             noisy = add_noise(clean, geometry, rng, dose_fraction=1.0, kernel=kernel).hu
             values = _error_ratios(clean, noisy, methods)
@@ -179,13 +183,13 @@ def _error_ratios(reference: Image, noisy: Image, methods: Methods) -> dict[str,
 def _water(kernel: Kernel) -> tuple[Image, Image]:
     """Water at low and at full dose, (N, H, W) each."""
     if kernel not in _WATER:
-        clean = phantom.render(phantom.water(_WATER_MM), _SIDE, _PIXEL_MM)
+        clean = phantom.render(phantom.water(WATER_MM), SIDE, PIXEL_MM)
         _WATER[kernel] = tuple(
             np.stack(
                 [
                     add_noise(
                         clean,
-                        SliceGeometry(_PIXEL_MM),
+                        SliceGeometry(PIXEL_MM),
                         rng_for(f"water {dose}", number, seed=0),
                         dose_fraction=dose,
                         kernel=kernel,

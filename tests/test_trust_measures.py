@@ -9,6 +9,8 @@ import pytest
 from scipy import ndimage
 
 from cddnet.formats import read_volume
+from cddnet.physics.kernel import SOFT_KERNEL
+from cddnet.physics.lesion import Lesion, lesion_image
 from cddnet.training.slices import full_dose_slices
 from cddnet.workflows.demo import demo_series
 
@@ -17,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import _trust_noise
 import _trust_residual
 import _trust_tissue
+import ideal
 from _trust import FULL_DOSE, LOW_DOSE
 
 METHODS = {
@@ -80,3 +83,45 @@ def test_what_is_mirrored_comes_back_and_what_is_not_shows(patients):
     # Half a pixel: a blur commutes with it but at the border.
     moved = found["change where moved by half a pixel, of what is removed"]
     assert max(moved.values()) < 0.02
+
+
+def test_the_matched_filter_of_white_noise_sees_a_lesion_by_its_energy():
+    noise = np.random.default_rng(3).normal(0, 20, (12, 96, 96))
+    lesion = Lesion(diameter_mm=5, contrast_hu=30)
+    shown = lesion_image((96, 96), np.array([[40, 61]]), lesion, pixel_mm=0.8, kernel=SOFT_KERNEL)
+    d_prime, z = ideal.matched(noise, SOFT_KERNEL)
+    assert d_prime == pytest.approx(np.sqrt(np.square(shown).sum()) / 20, rel=0.03)
+    assert z.std() == pytest.approx(1, rel=0.03)
+    # The spectrum is estimated from what is filtered; so small a lesion hardly changes it.
+    noise[0] += shown
+    d_prime, with_lesion = ideal.matched(noise, SOFT_KERNEL)
+    assert (with_lesion - z)[0, 40, 61] == pytest.approx(d_prime, rel=0.05)
+
+
+def test_what_is_kept_at_most_is_the_mean_of_what_is_shown():
+    rng = np.random.default_rng(4)
+    for d_prime, threshold, uncounted in ((3.0, 3.5, 0.5), (1.0, 2.0, 0.7), (5.0, 3.0, 0.0)):
+        z = rng.normal(d_prime, 1, 200_000)
+        shown = np.sign(z) * np.where(np.abs(z) > threshold, 1.0, uncounted)
+        deviations = 5 * shown.std() / np.sqrt(len(z))
+        most = ideal.most_kept(d_prime, threshold, uncounted)
+        assert most == pytest.approx(shown.mean(), abs=deviations)
+
+
+def test_less_noise_or_more_false_structures_keep_more():
+    noise = ndimage.gaussian_filter(
+        np.random.default_rng(5).normal(0, 60, (6, 128, 128)), (0, 1, 1), mode="wrap"
+    )
+    few, many = (ideal.ideal(noise, allowed, SOFT_KERNEL).kept for allowed in (3.0, 30.0))
+    quieter = ideal.ideal(noise / 2, 3.0, SOFT_KERNEL).kept
+    assert 0 < few < many < 1
+    assert few < quieter
+
+
+def test_doing_nothing_keeps_all_and_half_of_it_half():
+    low = ideal.water_slices(SOFT_KERNEL, 0.25, 2)
+    made, kept = ideal.of_network(low, METHODS["nothing"], SOFT_KERNEL)
+    fewer, half = ideal.of_network(low, METHODS["half"], SOFT_KERNEL)
+    assert kept == pytest.approx(1, abs=1e-4)
+    assert half == pytest.approx(0.5, abs=1e-4)
+    assert 0 < fewer < made / 2
