@@ -180,23 +180,21 @@ def _error_ratios(reference: Image, noisy: Image, methods: Methods) -> dict[str,
     return {name: error(method(noisy)) / before for name, method in methods.items()}
 
 
+def water_slices(kernel: Kernel, dose: float, noises: int, *, named: str) -> Image:
+    """The water phantom with noise, (N, H, W) in HU.  named: what else than `dose` seeds it."""
+    clean = phantom.render(phantom.water(WATER_MM), SIDE, PIXEL_MM)
+    geometry = SliceGeometry(PIXEL_MM)
+    rngs = (rng_for(f"{named} {dose}", number, seed=0) for number in range(noises))
+    return np.stack(
+        [add_noise(clean, geometry, rng, dose_fraction=dose, kernel=kernel).hu for rng in rngs]
+    )
+
+
 def _water(kernel: Kernel) -> tuple[Image, Image]:
     """Water at low and at full dose, (N, H, W) each."""
     if kernel not in _WATER:
-        clean = phantom.render(phantom.water(WATER_MM), SIDE, PIXEL_MM)
-        _WATER[kernel] = tuple(
-            np.stack(
-                [
-                    add_noise(
-                        clean,
-                        SliceGeometry(PIXEL_MM),
-                        rng_for(f"water {dose}", number, seed=0),
-                        dose_fraction=dose,
-                        kernel=kernel,
-                    ).hu
-                    for number in range(_NOISES)
-                ]
-            )
-            for dose in (DOSE_FRACTION, 1.0)
+        low, full = (
+            water_slices(kernel, dose, _NOISES, named="water") for dose in (DOSE_FRACTION, 1.0)
         )
+        _WATER[kernel] = low, full
     return _WATER[kernel]

@@ -19,6 +19,7 @@ beside the most that could be kept with as many false structures as it makes.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -26,11 +27,8 @@ from numpy.typing import NDArray
 from scipy import ndimage, optimize, stats
 
 from _trust import DOSE_FRACTION, Method
-from _trust_noise import FALSE_HU, FALSE_MM, KERNELS, PIXEL_MM, SIDE, WATER_MM, disc_means
+from _trust_noise import FALSE_HU, FALSE_MM, KERNELS, PIXEL_MM, SIDE, disc_means, water_slices
 from cddnet.metrics.noise import ensemble_noise, noise_power_spectrum
-from cddnet.physics import phantom
-from cddnet.physics.beam import SliceGeometry
-from cddnet.physics.dose import add_noise, rng_for
 from cddnet.physics.kernel import Kernel
 from cddnet.physics.lesion import Lesion, lesion_image
 from trust import methods_of
@@ -46,24 +44,6 @@ class Ideal(NamedTuple):
 
     d_prime: float
     kept: float
-
-
-def water_slices(kernel: Kernel, dose: float, noises: int) -> NDArray[np.float32]:
-    """The phantom with noise, (N, H, W) in HU."""
-    clean = phantom.render(phantom.water(WATER_MM), SIDE, PIXEL_MM)
-    geometry = SliceGeometry(PIXEL_MM)
-    return np.stack(
-        [
-            add_noise(
-                clean,
-                geometry,
-                rng_for(f"ideal {dose}", number, seed=0),
-                dose_fraction=dose,
-                kernel=kernel,
-            ).hu
-            for number in range(noises)
-        ]
-    )
 
 
 def noise_of(slices: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -135,15 +115,16 @@ def main() -> None:
     parser.add_argument("--model", action="append", default=[], help="a name or a weights file")
     parser.add_argument("--strength", type=float, action="append", default=[])
     chosen = parser.parse_args()
-    low = {name: water_slices(k, DOSE_FRACTION, chosen.noises) for name, k in KERNELS.items()}
+    water = partial(water_slices, noises=chosen.noises, named="ideal")
+    low = {name: water(kernel, DOSE_FRACTION) for name, kernel in KERNELS.items()}
     print("| kernel | dose | false structures in 100 cm2 | d' | most contrast kept |")
     print("| --- | --- | --- | --- | --- |")
     for name, kernel in KERNELS.items():
-        full = noise_of(water_slices(kernel, 1.0, chosen.noises))
+        full = noise_of(water(kernel, 1.0))
         allowed = places(np.stack([disc_means(one) for one in full]), FALSE_HU)
         for dose in _DOSES:
-            noise = noise_of(water_slices(kernel, dose, chosen.noises))
-            found = ideal(noise, allowed, kernel)
+            slices = low[name] if dose == DOSE_FRACTION else water(kernel, dose)
+            found = ideal(noise_of(slices), allowed, kernel)
             cells = f"{allowed:.2f} | {found.d_prime:.2f} | {found.kept:.2f}"
             print(f"| {name} | {dose:.0%} | {cells} |", flush=True)
     print("\n| network | kernel | false structures in 100 cm2 | kept | most that could be |")

@@ -119,7 +119,7 @@ def test_less_noise_or_more_false_structures_keep_more():
 
 
 def test_doing_nothing_keeps_all_and_half_of_it_half():
-    low = ideal.water_slices(SOFT_KERNEL, 0.25, 2)
+    low = _trust_noise.water_slices(SOFT_KERNEL, 0.25, 2, named="ideal")
     made, kept = ideal.of_network(low, METHODS["nothing"], SOFT_KERNEL)
     fewer, half = ideal.of_network(low, METHODS["half"], SOFT_KERNEL)
     assert kept == pytest.approx(1, abs=1e-4)
