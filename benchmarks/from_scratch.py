@@ -47,8 +47,9 @@ def main() -> None:
             _train(CONFIGS / recipe, chosen.data, out, (*start, *_set(settings)))
             seconds[stage] = round(time.monotonic() - begun)
             clock.write_text(json.dumps(seconds))
-        start = ("--from", str(out / "weights.safetensors"))
-    ours = _psnr(runs / tuple(STAGES)[-1] / "weights.safetensors")
+        weights = out / "weights.safetensors"
+        start = ("--from", str(weights))
+    ours = _psnr(weights)
     shipped = _psnr(store.find("fast@1"))
     for stage, value in seconds.items():
         print(f"{stage}: {value / 60:.0f} min since its last start")
