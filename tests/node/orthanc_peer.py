@@ -22,9 +22,9 @@ def dicomweb_plugin():
 
 
 class Orthanc:
-    """A running one. node_port: where it tells what it committed to."""
+    """A running one. node_port: where it tells what it committed to. changes: to its settings."""
 
-    def __init__(self, folder, node_port, plugins=()):
+    def __init__(self, folder, node_port=4, plugins=(), **changes):
         self.port, self.http = free_port(), free_port()
         self.config = {
             "StorageDirectory": str(folder / "orthanc"),
@@ -44,6 +44,7 @@ class Orthanc:
                     "AllowStorageCommitment": True,
                 }
             },
+            **changes,
         }
         self.file = folder / "orthanc.json"
 

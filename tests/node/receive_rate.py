@@ -65,7 +65,7 @@ def took_s(folder, called, port):
 
 def measured(folder, *, count, rounds):
     """Times of rounds of new images; who comes first changes from round to round."""
-    orthanc = Orthanc(folder, node_port=4)
+    orthanc = Orthanc(folder)
     config = node_config(folder / "node", {}, rules=[], quiet_s=3600, timeout_s=60)
     found = {"ARCHIVE": [], "CDDNET": []}
     with orthanc.running(), running_node(config, folder) as node:

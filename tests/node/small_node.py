@@ -1,10 +1,13 @@
 """A small node and its neighbours for the tests: CT slices, a sender, an archive that counts."""
 
 import io
+import itertools
+import random
 import socket
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 
 from pydicom import Dataset, dcmread, uid
 from pydicom.data import get_testdata_file
@@ -68,10 +71,22 @@ def shifted(volume, output):
     return volume.derived(lambda index: volume.read_slice(index) + SHIFT_HU * strength, step)
 
 
+def _ports():
+    """Those no system gives away by itself, each once, from anywhere, since others look too."""
+    numbers = range(10_000, 32_000)
+    start = random.randrange(len(numbers))
+    yield from itertools.cycle([*numbers[start:], *numbers[:start]])
+
+
+PORTS = _ports()
+
+
 def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    """Of no listener here, and not given before."""
+    for port in PORTS:
+        with socket.socket() as found, suppress(OSError):
+            found.bind(("127.0.0.1", port))
+            return port
 
 
 def until(condition, seconds=60):

@@ -1,10 +1,7 @@
 """Series of another archive: found by C-FIND or QIDO, fetched by C-GET or WADO, denoised."""
 
 import json
-import subprocess
 import threading
-import time
-import urllib.request
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
+from orthanc_peer import Orthanc
 from pydicom import Dataset
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import (
@@ -27,7 +25,6 @@ from cddnet.formats.dicom import read_files
 from cddnet.node.archive.query import QueryError, fetch, find, parse_query
 from cddnet.node.archive.run import ArchiveOptions, archive
 from cddnet.node.store.images import hidden
-from peers import require
 
 CREATED = datetime(2026, 2, 3, 12, 5, 6, tzinfo=timezone.utc)
 
@@ -234,42 +231,16 @@ def test_an_archive_that_fails_says_so_without_its_words(token, tmp_path):
 
 @pytest.fixture
 def orthanc(tmp_path):
-    """An Orthanc on the loopback that holds the images; its DICOM port."""
-    require("Orthanc")
-    dicom, http = free_port(), free_port()
-    config = {
-        "StorageDirectory": str(tmp_path / "store"),
-        "IndexDirectory": str(tmp_path / "store"),
-        "Plugins": [],
-        "DicomAet": "ORTHANC",
-        "DicomPort": dicom,
-        "HttpPort": http,
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
-        "DicomAlwaysAllowStore": True,
-        "DicomAlwaysAllowFind": True,
-        "DicomAlwaysAllowGet": True,
-    }
-    (tmp_path / "orthanc.json").write_text(json.dumps(config))
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(["Orthanc", str(tmp_path / "orthanc.json")], **quiet)
-    try:
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{http}/system", timeout=10).close()
-                break
-            except OSError:
-                time.sleep(0.5)
-        assert set(send(dicom, images(), called="ORTHANC")) == {0}
-        yield dicom
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
+    """The DICOM port of an Orthanc that holds the images."""
+    allowed = {"DicomAlwaysAllowFind": True, "DicomAlwaysAllowGet": True}
+    with Orthanc(tmp_path, **allowed).running() as found:
+        assert set(send(found.port, images(), called="ARCHIVE")) == {0}
+        yield found.port
 
 
 @pytest.mark.net
 def test_series_come_out_of_orthanc_by_c_get(orthanc, tmp_path):
-    query = parse_query(f"dicom://ORTHANC@127.0.0.1:{orthanc}?StudyDate=20240101-20241231")
+    query = parse_query(f"dicom://ARCHIVE@127.0.0.1:{orthanc}?StudyDate=20240101-20241231")
     found = sorted(find(query))
     assert found == [(f"{ROOT}.2.1", f"{ROOT}.3.1"), (f"{ROOT}.2.1", f"{ROOT}.3.2")]
     folder = tmp_path / "got"

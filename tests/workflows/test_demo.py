@@ -1,10 +1,7 @@
 """The demo end to end: a real series, the shipped weights, DICOM that real peers accept."""
 
-import json
-import socket
-import subprocess
-import time
-import urllib.request
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +13,11 @@ from cddnet.errors import FormatError, ModelError
 from cddnet.formats import read_volume
 from cddnet.workflows.demo import demo_series, run_demo
 from cddnet.workflows.denoise import DenoiseOptions, denoise_file, denoise_volume
-from peers import complaints, peer, require
+from peers import complaints, peer
+
+sys.path.append(str(Path(__file__).parents[1] / "node"))
+
+from orthanc_peer import Orthanc
 
 TISSUES_HU = {"fat": (-130, -70), "soft tissue": (30, 75), "bone": (300, 1500)}
 
@@ -119,69 +120,16 @@ def test_dciodvfy_says_nothing_new_of_the_denoised_series(demo):
         assert complaints(file) <= complaints(demo_series() / file.name)
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture
-def orthanc(tmp_path):
-    """A store of its own on loopback: (DICOM port, function that asks its REST interface)."""
-    require("Orthanc")
-    dicom, http = free_port(), free_port()
-    config = {
-        "Name": "test",
-        "StorageDirectory": str(tmp_path / "store"),
-        "IndexDirectory": str(tmp_path / "store"),
-        "Plugins": [],
-        "DicomPort": dicom,
-        "HttpPort": http,
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
-        "DicomAlwaysAllowStore": True,
-    }
-    (tmp_path / "orthanc.json").write_text(json.dumps(config))
-    process = subprocess.Popen(
-        ["Orthanc", str(tmp_path / "orthanc.json")],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-    def ask(path):
-        with urllib.request.urlopen(f"http://127.0.0.1:{http}{path}", timeout=10) as answer:
-            return json.load(answer)
-
-    try:
-        for _ in range(120):
-            try:
-                ask("/system")
-                break
-            except OSError:
-                time.sleep(0.5)
-        yield dicom, ask
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
 @pytest.mark.net
-def test_orthanc_stores_the_denoised_series_in_the_same_study(demo, orthanc):
+def test_orthanc_stores_the_denoised_series_in_the_same_study(demo, tmp_path):
     out, _ = demo
-    port, ask = orthanc
-    for folder in (demo_series(), out / "denoised", out / "denoised"):
-        files = [str(path) for path in sorted(folder.iterdir())]
-        sent = peer(
-            "storescu",
-            "-xt" if folder == demo_series() else "-xe",
-            "-aec",
-            "ORTHANC",
-            "127.0.0.1",
-            str(port),
-            *files,
-        )
-        assert sent.returncode == 0, sent.stderr
-    found = ask("/statistics")
+    with Orthanc(tmp_path).running() as orthanc:
+        to = ("-aec", "ARCHIVE", "127.0.0.1", str(orthanc.port))
+        for folder in (demo_series(), out / "denoised", out / "denoised"):
+            files = [str(path) for path in sorted(folder.iterdir())]
+            sent = peer("storescu", "-xt" if folder == demo_series() else "-xe", *to, *files)
+            assert sent.returncode == 0, sent.stderr
+        found = orthanc.get("/statistics")
     assert (found["CountStudies"], found["CountSeries"]) == (1, 2)
     # Sent twice, stored once: the UIDs are deterministic.
     assert found["CountInstances"] == 24
