@@ -151,10 +151,9 @@ def layers(model: str, threads: int | None) -> None:
     seconds: Counter[str] = Counter()
     for run in range(WARM_UP + PROFILED_RUNS):
         engine.run(image)
-        for request in engine._compiled[image.shape] if run >= WARM_UP else ():
-            for layer in request.profiling_info:
-                kind = layer.exec_type.rsplit("_", 1)[-1]
-                seconds[f"{layer.node_type}, {kind}"] += layer.real_time.total_seconds()
+        for layer in engine._compiled[image.shape].profiling_info if run >= WARM_UP else ():
+            kind = layer.exec_type.rsplit("_", 1)[-1]
+            seconds[f"{layer.node_type}, {kind}"] += layer.real_time.total_seconds()
     total = seconds.total()
     described = engine.described
     print(f"{weights.stem}, {described.engine}, {described.precision}, {engine.threads} threads")

@@ -168,6 +168,38 @@ def test_no_thread_is_held_to_a_core(name):
     assert all(cores == usable for cores in seen)
 
 
+with_bfloat16 = pytest.mark.skipif(
+    not processor.has_bfloat16(), reason="this processor does not multiply bfloat16"
+)
+
+
+@with_bfloat16
+def test_what_sees_the_image_stays_in_float32_in_openvino(images):
+    needs("openvino")
+    engine = engines.open_engine(WEIGHTS, CARD, name="openvino", device="cpu", threads=1)
+    engine.run(images[1])
+    compiled = engine._compiled[images[1].shape].get_compiled_model()
+    nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+    precisions = [
+        str(node["runtimePrecision"].astype(str))
+        for node in nodes
+        if node["layerType"].astype(str) == "Convolution"
+    ]
+    behind = precisions.index("bf16")
+    assert engine.described.precision == "bfloat16"
+    assert 0 < behind < len(precisions) / 2
+    assert set(precisions[behind:]) == {"bf16"}
+
+
+@with_bfloat16
+def test_openvino_computes_in_float32_where_nothing_can_be_written(images, exact, monkeypatch):
+    needs("openvino")
+    monkeypatch.setattr("tempfile.tempdir", "/nonexistent")
+    engine = engines.open_engine(WEIGHTS, CARD, name="openvino", device="cpu", threads=1)
+    assert engine.described.precision == "float32"
+    assert np.abs(engine.run(images[1]) - exact[1]).max() * 1024 < 0.05
+
+
 def test_the_precision_check_notices_what_rounds_too_much():
     def exact(image):
         return image

@@ -1,21 +1,21 @@
 """OpenVINO on a processor; bfloat16 where it has it and the network stays within the agreement.
 
-OpenVINO in bfloat16 rounds the image itself, to steps of 8 HU near water. So the graph is cut
-behind the last convolution of few channels: up to there it runs in float32, what follows in
-bfloat16, and behind the last convolution OpenVINO returns to float32 of its own accord.
+OpenVINO in bfloat16 rounds the image itself, to steps of 8 HU near water. So all up to the last
+convolution of few channels is marked to stay in float32, and behind the last convolution OpenVINO
+returns to float32 of its own accord.
 """
 
 # Shapes: B batch, H row, W column.
 
 from __future__ import annotations
 
-import io
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from types import ModuleType
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from cddnet.runtime import processor
@@ -27,6 +27,7 @@ from cddnet.runtime.engines.onnx import graph_refusal, model_of
 _FEW_CHANNELS = 16
 _KEPT_SIZES = 2
 _TELEMETRY = "openvino_telemetry"
+_STAYS_FLOAT32 = "precise_0"
 Shape = tuple[int, ...]
 
 
@@ -48,14 +49,11 @@ class _OpenVino:
             self._openvino = optional("openvino", "openvino")
             self._passes = optional("openvino.passes", "openvino")
         self._core = self._openvino.Core()
-        self._model, self.threads = model_of(job), job.threads
-        self._compiled: OrderedDict[Shape, list[Any]] = OrderedDict()
+        self._model, self.threads = (model_of(job),), job.threads
+        self._compiled: OrderedDict[Shape, Any] = OrderedDict()
         self._precision = "float32"
         if processor.has_bfloat16():
-            shape = probe().shape
-            exact, fast = self._whole(shape), self._in_two(shape)
-            if fast and agrees(lambda image: _run(fast, image), lambda image: _run(exact, image)):
-                self._precision = "bfloat16"
+            self._look_for_bfloat16()
         version = self._openvino.__version__.split("-")[0]
         engine = f"openvino {version} {processor.units()}"
         self.described = Described(engine, "cpu", self._precision)
@@ -63,31 +61,48 @@ class _OpenVino:
     def run(self, image: Images) -> Images:
         shape = image.shape
         if shape not in self._compiled:
-            make = self._in_two if self._precision == "bfloat16" else self._whole
-            self._compiled[shape] = make(shape)
+            self._compiled[shape] = self._ready(self._model, shape, self._precision)
             if len(self._compiled) > _KEPT_SIZES:
                 self._compiled.popitem(last=False)
         return _run(self._compiled[shape], image)
 
-    def _read(self, shape: Shape) -> Any:  # noqa: ANN401 - OpenVINO has no usable types
-        model = self._core.read_model(io.BytesIO(self._model))
+    def _look_for_bfloat16(self) -> None:
+        shape, marked = probe().shape, self._marked()
+        if not marked:
+            return
+        exact = self._ready(self._model, shape, "float32")
+        fast = self._ready(marked, shape, "bfloat16")
+        if agrees(lambda image: _run(fast, image), lambda image: _run(exact, image)):
+            self._model, self._precision = marked, "bfloat16"
+
+    def _marked(self) -> tuple[bytes, ...]:
+        """The model with marks on all that stays in float32; nothing where that is not to be had.
+
+        The compiler for processors knows a mark only from a model file, of which there is none
+        without a place to write it.
+        """
+        model = self._core.read_model(*self._model)
+        first = _up_to_last_thin(list(model.get_ordered_ops()))
+        if not first:
+            return ()
+        for node in first:
+            node.get_rt_info()[_STAYS_FLOAT32] = ""
+        try:
+            with TemporaryDirectory() as folder:
+                file = Path(folder) / "model.xml"
+                self._openvino.serialize(model, file)
+                return file.read_bytes(), file.with_suffix(".bin").read_bytes()
+        except (OSError, RuntimeError):
+            return ()
+
+    def _ready(self, source: tuple[bytes, ...], shape: Shape, precision: str) -> Any:  # noqa: ANN401 - it has no usable types
+        model = self._core.read_model(*source)
         model.reshape(list(shape))
         folding = self._passes.Manager()
         folding.register_pass(self._passes.ConstantFolding())
         folding.run_passes(model)
-        return model
-
-    def _whole(self, shape: Shape) -> list[Any]:
-        return [self._ready(self._read(shape), "f32")]
-
-    def _in_two(self, shape: Shape) -> list[Any]:
-        """Compiled: up to the cut in float32, then in bfloat16; empty where there is no cut."""
-        parts = _cut(self._openvino, self._read(shape))
-        return [self._ready(part, kind) for part, kind in zip(parts, ("f32", "bf16"), strict=False)]
-
-    def _ready(self, model: Any, precision: str) -> Any:  # noqa: ANN401
         settings = {
-            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
             "INFERENCE_NUM_THREADS": self.threads,
             "PERFORMANCE_HINT": "LATENCY",
             # Pinned, the networks of several processes share the first cores.
@@ -96,67 +111,28 @@ class _OpenVino:
         return self._core.compile_model(model, "CPU", settings).create_infer_request()
 
 
-def _run(parts: list[Any], image: Images) -> Images:
-    values: list[Any] = [image]
-    for request in parts:
-        found = request.infer(values, share_inputs=True, share_outputs=True)
-        values = [found[output] for output in request.model_outputs]
+def _run(request: Any, image: Images) -> Images:  # noqa: ANN401
+    (found,) = request.infer([image], share_inputs=True, share_outputs=True).values()
     # The request overwrites its own memory with the next slice.
-    result: Images = values[0].copy()
+    result: Images = found.copy()
     return result
 
 
-def _cut(openvino: ModuleType, model: Any) -> list[Any]:  # noqa: ANN401
-    """The model up to its last convolution of few channels and the model behind, or nothing."""
-    nodes = list(model.get_ordered_ops())
+def _up_to_last_thin(nodes: list[Any]) -> list[Any]:
+    """Those that do not depend on the last convolution of few channels, and itself; or nothing."""
     thin = [node for node in nodes if _is_thin(node)]
     if not thin:
         return []
-    behind = _fed_by(thin[-1], nodes)
-    crossing = _outputs_into(behind, nodes)
-    inputs = [
-        openvino.opset13.parameter(list(source.get_shape()), source.get_element_type())
-        for source, _ in crossing
-    ]
-    front = openvino.Model([source for source, _ in crossing], model.get_parameters(), "front")
-    front = front.clone()
-    for (source, targets), replacement in zip(crossing, inputs, strict=True):
-        for target in targets:
-            target.replace_source_output(replacement.output(0))
-        del source
-    back = openvino.Model(model.get_results(), inputs, "back")
-    return [front, back]
+    behind = {thin[-1].get_name()}
+    for node in nodes:
+        if any(port.get_node().get_name() in behind for port in node.input_values()):
+            behind.add(node.get_name())
+    return [node for node in nodes if node is thin[-1] or node.get_name() not in behind]
 
 
 def _is_thin(node: Any) -> bool:  # noqa: ANN401
     is_convolution = node.get_type_name() == "Convolution"
-    return bool(is_convolution and node.input(0).get_shape()[1] < _FEW_CHANNELS)
-
-
-def _fed_by(first: Any, nodes: list[Any]) -> set[str]:  # noqa: ANN401
-    """Names of the nodes that depend on one, itself not among them."""
-    found = {first.get_name()}
-    for node in nodes:
-        if any(port.get_node().get_name() in found for port in node.input_values()):
-            found.add(node.get_name())
-    return found - {first.get_name()}
-
-
-def _outputs_into(behind: set[str], nodes: list[Any]) -> list[tuple[Any, list[Any]]]:
-    """Values computed in front of the cut, and the inputs behind it that take them."""
-    crossing = []
-    for node in nodes:
-        if node.get_name() in behind or node.get_type_name() == "Constant":
-            continue
-        for source in node.outputs():
-            targets = [
-                target
-                for target in source.get_target_inputs()
-                if target.get_node().get_name() in behind
-            ]
-            if targets:
-                crossing.append((source, targets))
-    return crossing
+    return bool(is_convolution and node.input(1).get_shape()[1] < _FEW_CHANNELS)
 
 
 @contextmanager
