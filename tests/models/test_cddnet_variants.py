@@ -350,3 +350,22 @@ def test_views_are_the_mean_over_the_same_weights_and_cost_as_many_networks():
 def test_views_that_there_are_not_are_refused():
     with pytest.raises(ModelError, match="views 5; choose 1 to 4"):
         models.build("cddnet", views=5)
+
+
+def test_compression_is_asinh_from_beyond_air_to_metal():
+    hu = torch.cat((torch.linspace(-3024.0, 30_000.0, 9001), torch.arange(-1024.0, 300.0)))
+    attenuation = (hu / 1024 + 1).double()
+    expected = torch.asinh((attenuation - 1) * 10)
+    torch.testing.assert_close(cddnet.compress(attenuation), expected)
+    torch.testing.assert_close(cddnet.compress(attenuation.float()), expected.float())
+
+
+@pytest.mark.parametrize("window", [3, 7])
+def test_local_contrast_is_one_minus_smallest_over_mean_of_what_the_window_holds(rng, window):
+    image = rng.normal(1.0, 0.3, (13, 18))
+    (found,) = cddnet.local_contrast(torch.from_numpy(image)[None, None], window)[0]
+    positive, reach = image.clip(0) + 0.1, window // 2
+    for row, column in ((0, 0), (0, 9), (6, 8), (12, 17), (5, 0)):
+        rows, columns = (slice(max(0, at - reach), at + reach + 1) for at in (row, column))
+        seen = positive[rows, columns]
+        assert found[row, column].item() == pytest.approx(1 - seen.min() / seen.mean())

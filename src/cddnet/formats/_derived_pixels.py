@@ -39,9 +39,19 @@ def derived_stored(frame: Frame, stored: Stored, hu: SliceHU) -> Stored:
 
 
 def _derived_rows(frame: Frame, stored: Stored, hu: SliceHU) -> Stored:
-    kept = frame.padding_mask(stored) | (hu == frame.hu(stored))
+    kept = frame.padding_mask(stored)
+    if not _round_trips(frame):
+        kept |= hu == frame.hu(stored)
     new = hu_to_stored(hu, frame.slope, frame.intercept, frame.legal).astype(stored.dtype)
-    return np.where(kept, stored, _out_of_padding(new, frame))
+    new = _out_of_padding(new, frame)
+    np.copyto(new, stored, where=kept)
+    return new
+
+
+def _round_trips(frame: Frame) -> bool:
+    """Whether each stored value is the nearest one to its own HU, which are float32."""
+    largest_hu = max(abs(value * frame.slope + frame.intercept) for value in frame.legal)
+    return largest_hu * np.finfo(np.float32).eps < 0.5 * abs(frame.slope)
 
 
 def _out_of_padding(new: Stored, frame: Frame) -> Stored:

@@ -263,17 +263,24 @@ def restore(noisy: Tensor, estimate: Tensor, end: float) -> Tensor:
 
 def local_contrast(attenuation: Tensor, window: int) -> Tensor:
     """1 - min / mean over a neighbourhood, within [0, 1); an offset keeps air from 0 / 0."""
+    # Rows, then columns: with a window of 7, 14 values are looked at in place of 49.
     positive = attenuation.clamp(min=0.0) + 0.1
-    smallest = -functional.max_pool2d(-positive, window, stride=1, padding=window // 2)
-    mean = functional.avg_pool2d(
-        positive, window, stride=1, padding=window // 2, count_include_pad=False
-    )
-    return 1.0 - smallest / mean
+    smallest, mean = -positive, positive
+    for kernel, padding in (((window, 1), (window // 2, 0)), ((1, window), (0, window // 2))):
+        smallest = functional.max_pool2d(smallest, kernel, stride=1, padding=padding)
+        mean = functional.avg_pool2d(
+            mean, kernel, stride=1, padding=padding, count_include_pad=False
+        )
+    return 1.0 + smallest / mean
 
 
 def compress(attenuation: Tensor) -> Tensor:
-    """Linear around water, logarithmic in bone, metal and air."""
-    return torch.asinh((attenuation - 1.0) * 10.0)
+    """Linear around water, logarithmic in bone, metal and air: asinh, of which engines have no
+    fast one.
+    """
+    scaled = (attenuation - 1.0) * 10.0
+    size = scaled.abs()
+    return scaled.sign() * torch.log(size + torch.sqrt(size * size + 1.0))
 
 
 def pad_to_stride(image: Tensor) -> Tensor:
