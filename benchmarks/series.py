@@ -1,14 +1,14 @@
 """A series from DICOM folder to DICOM folder: time over the network's own, memory, start-up.
 
-    python benchmarks/series.py [--slices 300] [--more 1500] [--engine NAME]
+    python benchmarks/series.py [--slices 300] [--more 1500] [--engine NAME] [--uncompressed]
     python benchmarks/series.py --layers
 
 Both take `--model NAME` and `--threads N`.
 
-The series are slices of the packaged demo, 512 x 512 in JPEG-LS, with other UIDs and positions, in
-a temporary folder that needs 0.7 MB a slice. Every figure is of a process of its own. The ratio's
-two times are taken in one process, one half of the network's before the series and one behind it.
-`--layers` tells where OpenVINO spends a slice instead.
+The series are slices of the packaged demo, 512 x 512 in JPEG-LS or uncompressed, with other UIDs
+and positions, in a temporary folder that needs 0.7 MB a slice, uncompressed 1.1. Every figure is of
+a process of its own. The ratio's two times are taken in one process, one half of the network's
+before the series and one behind it. `--layers` tells where OpenVINO spends a slice instead.
 """
 
 # Shapes: B batch, H row, W column.
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -59,10 +60,12 @@ main()
 """
 
 
-def make_series(folder: Path, slices: int) -> Path:
+def make_series(folder: Path, slices: int, *, uncompressed: bool) -> Path:
     """A legal series of that many slices: those of the demo, over and over, 1 mm apart."""
     folder.mkdir()
     sources = [dcmread(file) for file in sorted(demo_series().iterdir())]
+    for dataset in sources if uncompressed else ():
+        dataset.decompress(generate_instance_uid=False)
     for index in range(slices):
         dataset = sources[index % len(sources)]
         dataset.SOPInstanceUID = f"2.25.{10**30 + index}"
@@ -174,7 +177,8 @@ def report(chosen: argparse.Namespace) -> None:
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        short = make_series(folder / "short", chosen.slices)
+        make = partial(make_series, uncompressed=chosen.uncompressed)
+        short = make(folder / "short", chosen.slices)
         times = child("--timed", str(short), *options)
         drift = times["behind"] / times["before"]
         print(
@@ -189,7 +193,7 @@ def report(chosen: argparse.Namespace) -> None:
             f"disk {disk_mb(short):.0f} MB in, {disk_mb(folder / 'out'):.0f} MB out",
             flush=True,
         )
-        one = make_series(folder / "one", 1)
+        one = make(folder / "one", 1)
         light = [*options[:2], *options[4:]]
         cold = [
             command(one, folder / f"cold{turn}", "--engine", LIGHT_ENGINE, *light)[0]
@@ -201,7 +205,7 @@ def report(chosen: argparse.Namespace) -> None:
             flush=True,
         )
         if chosen.more:
-            long = make_series(folder / "long", chosen.more)
+            long = make(folder / "long", chosen.more)
             seconds, much = command(long, folder / "long_out", *options)
             more = (much - little) * 1e3 / (chosen.more - chosen.slices)
             print(
@@ -218,6 +222,9 @@ def main() -> None:
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--model", default="default")
+    parser.add_argument(
+        "--uncompressed", action="store_true", help="Explicit VR Little Endian, not JPEG-LS"
+    )
     parser.add_argument("--layers", action="store_true", help="where OpenVINO spends a slice")
     parser.add_argument("--timed", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()

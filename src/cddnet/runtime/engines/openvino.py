@@ -1,8 +1,8 @@
 """OpenVINO on a processor; bfloat16 where it has it and the network stays within the agreement.
 
-OpenVINO in bfloat16 rounds the image itself, to steps of 8 HU near water. So all up to the last
-convolution of few channels is marked to stay in float32, and behind the last convolution OpenVINO
-returns to float32 of its own accord.
+OpenVINO in bfloat16 rounds the image itself, to steps of 8 HU near water. So convolutions of few
+channels and all in front of them are marked to stay in float32, and behind the last convolution
+OpenVINO returns to float32 of its own accord.
 """
 
 # Shapes: B batch, H row, W column.
@@ -82,7 +82,7 @@ class _OpenVino:
         without a place to write it.
         """
         model = self._core.read_model(*self._model)
-        first = _up_to_last_thin(list(model.get_ordered_ops()))
+        first = _up_to_thin(list(model.get_ordered_ops()))
         if not first:
             return ()
         for node in first:
@@ -118,16 +118,23 @@ def _run(request: Any, image: Images) -> Images:  # noqa: ANN401
     return result
 
 
-def _up_to_last_thin(nodes: list[Any]) -> list[Any]:
-    """Those that do not depend on the last convolution of few channels, and itself; or nothing."""
-    thin = [node for node in nodes if _is_thin(node)]
+def _up_to_thin(nodes: list[Any]) -> list[Any]:
+    """Convolutions of few channels, what they depend on, and what depends on none; or nothing."""
+    thin = {node.get_name() for node in nodes if _is_thin(node)}
     if not thin:
         return []
-    behind = {thin[-1].get_name()}
+    behind, needed = set(thin), set(thin)
     for node in nodes:
-        if any(port.get_node().get_name() in behind for port in node.input_values()):
+        if not behind.isdisjoint(_sources(node)):
             behind.add(node.get_name())
-    return [node for node in nodes if node is thin[-1] or node.get_name() not in behind]
+    for node in reversed(nodes):
+        if node.get_name() in needed:
+            needed.update(_sources(node))
+    return [node for node in nodes if node.get_name() in needed or node.get_name() not in behind]
+
+
+def _sources(node: Any) -> list[str]:  # noqa: ANN401
+    return [port.get_node().get_name() for port in node.input_values()]
 
 
 def _is_thin(node: Any) -> bool:  # noqa: ANN401
