@@ -51,7 +51,7 @@ def _derived_rows(frame: Frame, stored: Stored, hu: SliceHU) -> Stored:
 def _round_trips(frame: Frame) -> bool:
     """Whether each stored value is the nearest one to its own HU, which are float32."""
     largest_hu = max(abs(value * frame.slope + frame.intercept) for value in frame.legal)
-    return largest_hu * np.finfo(np.float32).eps < 0.5 * abs(frame.slope)
+    return largest_hu * float(np.finfo(np.float32).eps) < 0.5 * abs(frame.slope)
 
 
 def _out_of_padding(new: Stored, frame: Frame) -> Stored:

@@ -49,7 +49,8 @@ class _OpenVino:
             self._openvino = optional("openvino", "openvino")
             self._passes = optional("openvino.passes", "openvino")
         self._core = self._openvino.Core()
-        self._model, self.threads = (model_of(job),), job.threads
+        self._model: tuple[bytes, ...] = (model_of(job),)
+        self.threads = job.threads
         self._compiled: OrderedDict[Shape, Any] = OrderedDict()
         self._precision = "float32"
         if processor.has_bfloat16():
