@@ -27,6 +27,8 @@ from cddnet.volume import Derivation
 ROOT = "1.2.826.0.1.3680043.10.999.7"
 CT_SMALL = dcmread(get_testdata_file("CT_small.dcm"))
 FAMILY = "Zyxwvut"
+# None that a system gives away by itself, and in an order of our own: other processes look too.
+PORTS = itertools.cycle(random.sample(range(10_000, 32_000), 22_000))
 SHIFT_HU = 7.0
 
 
@@ -69,16 +71,6 @@ def shifted(volume, output):
         weights_sha256="ab" * 32,
     )
     return volume.derived(lambda index: volume.read_slice(index) + SHIFT_HU * strength, step)
-
-
-def _ports():
-    """Those no system gives away by itself, each once, from anywhere, since others look too."""
-    numbers = range(10_000, 32_000)
-    start = random.randrange(len(numbers))
-    yield from itertools.cycle([*numbers[start:], *numbers[:start]])
-
-
-PORTS = _ports()
 
 
 def free_port():

@@ -173,22 +173,36 @@ with_bfloat16 = pytest.mark.skipif(
 )
 
 
-@with_bfloat16
-def test_what_sees_the_image_stays_in_float32_in_openvino(images):
-    needs("openvino")
-    engine = engines.open_engine(WEIGHTS, CARD, name="openvino", device="cpu", threads=1)
-    engine.run(images[1])
-    compiled = engine._compiled[images[1].shape].get_compiled_model()
+def convolutions(weights, image):
+    """Precisions of the convolutions that OpenVINO runs, in their order."""
+    card = read_card(weights)
+    engine = engines.open_engine(weights, card, name="openvino", device="cpu", threads=1)
+    engine.run(image)
+    assert engine.described.precision == "bfloat16"
+    compiled = engine._compiled[image.shape].get_compiled_model()
     nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
-    precisions = [
+    return [
         str(node["runtimePrecision"].astype(str))
         for node in nodes
         if node["layerType"].astype(str) == "Convolution"
     ]
+
+
+@with_bfloat16
+def test_what_sees_the_image_stays_in_float32_in_openvino(images):
+    needs("openvino")
+    precisions = convolutions(WEIGHTS, images[1])
     behind = precisions.index("bf16")
-    assert engine.described.precision == "bfloat16"
     assert 0 < behind < len(precisions) / 2
     assert set(precisions[behind:]) == {"bf16"}
+
+
+@with_bfloat16
+def test_every_view_of_a_network_runs_as_one_view_does_in_openvino(images):
+    needs("openvino")
+    one, four = (convolutions(store.find(name), images[1]) for name in ("fast@1", "quality@1"))
+    for precision in ("f32", "bf16"):
+        assert four.count(precision) == 4 * one.count(precision)
 
 
 @with_bfloat16

@@ -96,7 +96,7 @@ class _OpenVino:
         except (OSError, RuntimeError):
             return ()
 
-    def _ready(self, source: tuple[bytes, ...], shape: Shape, precision: str) -> Any:  # noqa: ANN401 - it has no usable types
+    def _ready(self, source: tuple[bytes, ...], shape: Shape, precision: str) -> Any:  # noqa: ANN401 - OpenVINO has no types
         model = self._core.read_model(*source)
         model.reshape(list(shape))
         folding = self._passes.Manager()
