@@ -12,6 +12,7 @@ import cddnet
 PACKAGE = Path(cddnet.__file__).parent
 LINES = (
     ("errors",),
+    ("files",),
     ("volume", "config", "plugins"),
     ("intensity",),
     ("formats", "models", "losses", "metrics", "physics"),

@@ -1020,9 +1020,10 @@ def archive(
     if as_json:
         _print_json(json.loads((out / "report.json").read_text(encoding="utf-8")))
     else:
+        unreadable = f", {report.unreadable} files unreadable" if report.unreadable else ""
         typer.echo(
             f"{out}: {report.done} series done ({report.slices} slices), {len(report.refused)} "
-            f"refused, {len(report.failed)} failed, {report.waiting} waiting; see "
+            f"refused, {len(report.failed)} failed, {report.waiting} waiting{unreadable}; see "
             f"{out / 'report.md'}. Research use only."
         )
     if report.failed:

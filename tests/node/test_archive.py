@@ -110,6 +110,37 @@ def test_every_fit_series_of_a_tree_is_denoised_and_the_others_have_a_reason(qui
     assert all("made by cddnet" in item.reason for item in again.refused)
 
 
+def test_linked_folders_are_part_of_the_tree_and_circles_end(quick, tmp_path):
+    source, out = tree(tmp_path / "source", 2), tmp_path / "out"
+    (source / "s3").symlink_to(tree(tmp_path / "elsewhere", 3) / "s3", target_is_directory=True)
+    (source / "s1" / "round").symlink_to(source, target_is_directory=True)
+    (source / "results").symlink_to(out, target_is_directory=True)
+    (source / "again").mkdir()
+    for file in sorted((source / "s1").glob("*.dcm")):
+        (source / "again" / file.name).symlink_to(file)
+    (source / "s2" / "lost.dcm").symlink_to(tmp_path / "gone")
+    report = run(source, out)
+    assert (report.done, report.slices, report.unreadable) == (3, 9, 1)
+    assert (report.refused, report.failed) == ((), ())
+    report = run(source, out)
+    assert (quick.volumes, report.done, report.unreadable) == (3, 3, 1)
+
+
+def test_a_folder_of_the_tree_that_cannot_be_read_ends_the_run_with_its_name(
+    quick, tmp_path, monkeypatch
+):
+    source, scandir = tree(tmp_path / "source", 3), os.scandir
+
+    def refusing(path):
+        if Path(path).name == "s2":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("cddnet.files.os.scandir", refusing)
+    with pytest.raises(CddnetError, match=r"s2: the folder cannot be read \(Permission denied\)"):
+        run(source, tmp_path / "out")
+
+
 def test_a_second_run_does_nothing_twice_and_finds_what_is_new(quick, tmp_path):
     source, out = tree(tmp_path / "source", 3), tmp_path / "out"
     run(source, out)

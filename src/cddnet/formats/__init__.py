@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +16,7 @@ from typing import NamedTuple
 
 from cddnet import plugins
 from cddnet.errors import FormatError, SeriesChoiceError
+from cddnet.files import lost_link, walk_files
 from cddnet.volume import CTVolume, SliceHU
 
 HEAD_BYTES = 1024
@@ -42,8 +42,13 @@ class WriteOptions(NamedTuple):
 
 def head_of(path: Path) -> bytes:
     """The first bytes of a file, by which its format is recognised."""
-    with path.open("rb") as file:
-        return file.read(HEAD_BYTES)
+    try:
+        with path.open("rb") as file:
+            return file.read(HEAD_BYTES)
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise lost_link(path) from None
+        raise
 
 
 def read_volume(
@@ -162,7 +167,7 @@ def _format_in_folder(folder: Path) -> ModuleType:
     modules = _modules()
     here: ModuleType | None = None
     found: Counter[str] = Counter()
-    for file in _tree(folder):
+    for file in walk_files(folder):
         module = _recognised(file, modules)
         if module is not None and _is_dicom(module):
             return module
@@ -178,20 +183,6 @@ def _format_in_folder(folder: Path) -> ModuleType:
         f"{folder}: no DICOM files in it, and no pictures directly in it; found {listed}. "
         "Give the file or the subfolder that holds the series."
     )
-
-
-def _tree(folder: Path) -> Iterator[Path]:
-    """Every regular file, in a fixed order."""
-
-    def stop(error: OSError) -> None:
-        raise error
-
-    for parent, folders, names in os.walk(folder, onerror=stop):
-        folders.sort()
-        for name in sorted(names):
-            file = Path(parent, name)
-            if file.is_file():
-                yield file
 
 
 def _format_to_write(target: Path) -> ModuleType:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import UID, MediaStorageDirectoryStorage
 
 from cddnet.errors import DicomError, SeriesChoiceError
+from cddnet.files import distinct, walk_files
 from cddnet.formats import head_of
 from cddnet.formats._dicom_deflated import require_bounded
 from cddnet.formats._dicom_frames import (
@@ -117,7 +117,9 @@ def find_series(path: Path) -> tuple[Series, ...]:
 def series_of(files: Sequence[Path]) -> Series:
     """The one series of some files.  Raises DicomError where they are several, or unfit."""
     shared = SharedElements()
-    scanned = tuple(item for file in files if (item := read_header(file, shared)) is not None)
+    scanned = tuple(
+        item for file in distinct(files) if (item := read_header(file, shared)) is not None
+    )
     uids = {item.text("SeriesInstanceUID") for item in scanned}
     if len(uids) != 1:
         raise DicomError(f"{len(files)} files are of {len(uids)} series; give those of one.")
@@ -188,14 +190,10 @@ def _scan(path: Path, shared: SharedElements) -> Iterator[Scanned]:
         return
     if not path.is_dir():
         raise DicomError(f"{path}: no such file or folder; check the name.")
-    for folder, subfolders, names in os.walk(path):
-        subfolders.sort()
-        for name in sorted(names):
-            file = Path(folder, name)
-            if file.is_file() and looks_like_dicom(head_of(file)):
-                scanned = read_header(file, shared)
-                if scanned is not None:
-                    yield scanned
+    for file in walk_files(path):
+        scanned = read_header(file, shared) if looks_like_dicom(head_of(file)) else None
+        if scanned is not None:
+            yield scanned
 
 
 def read_header(path: Path, shared: SharedElements | None = None) -> Scanned | None:

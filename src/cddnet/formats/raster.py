@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cddnet.errors import CddnetError, FormatError
+from cddnet.files import list_folder
 from cddnet.formats import ReadOptions, WriteOptions, head_of
 from cddnet.formats._atomic import new_folder
 from cddnet.formats._axes import Axes, axes_from_directions, axes_of
@@ -244,7 +245,7 @@ def picture_files(path: Path) -> tuple[list[Path], list[str]]:
 
 
 def _visible(folder: Path) -> list[Path]:
-    found = (item for item in folder.iterdir() if not item.name.startswith("."))
+    found = (item for item in list_folder(folder) if not item.name.startswith("."))
     return sorted(found, key=lambda item: _natural(item.name))
 
 

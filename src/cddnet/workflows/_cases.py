@@ -21,6 +21,7 @@ import numpy as np
 
 from cddnet import plugins
 from cddnet.errors import FormatError, GeometryError, SeriesChoiceError
+from cddnet.files import list_folder
 from cddnet.formats import dicom, head_of, read_all_series, read_volume
 from cddnet.volume import CTVolume
 from cddnet.workflows._pairing import (
@@ -124,7 +125,7 @@ def found_series(path: Path, window_hu: tuple[float, float] | None) -> tuple[Fou
 
 
 def _found(path: Path, name: str, window_hu: tuple[float, float] | None) -> list[Found]:
-    inside = sorted(path.iterdir()) if path.is_dir() else []
+    inside = list_folder(path) if path.is_dir() else []
     inside = [item for item in inside if not item.name.startswith(".")]
     files = [item for item in inside if item.is_file() and _holds_volume(item)]
     if files:
@@ -141,6 +142,8 @@ def _found(path: Path, name: str, window_hu: tuple[float, float] | None) -> list
         return [
             found
             for folder in inside
+            # A link to where it lies would go round and round.
+            if not path.resolve().is_relative_to(folder.resolve())
             for found in _found(folder, _joined(name, folder.name), window_hu)
         ]
 

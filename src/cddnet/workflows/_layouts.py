@@ -8,7 +8,6 @@ Above 300 lines: each layout is a rule of its own over the same entries.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from typing import NamedTuple
 
 from cddnet.config import PatientSplit
 from cddnet.errors import CddnetError, FormatError
+from cddnet.files import distinct, list_folder, walk
 from cddnet.formats import dicom, head_of, raster, read_volume
 from cddnet.training.manifest import SIDES
 
@@ -88,7 +88,8 @@ def source_sha256(source: Path) -> str:
     """Hash of the names and sizes of every file below a folder, cheap enough for each start."""
     total = hashlib.sha256()
     for file in _files(source):
-        total.update(f"{_relative(file, source)}\t{file.stat().st_size}\n".encode())
+        size = file.stat().st_size if file.exists() else "link to nothing"
+        total.update(f"{_relative(file, source)}\t{size}\n".encode())
     return total.hexdigest()
 
 
@@ -97,8 +98,7 @@ def layout_of(source: Path) -> str:
     if (source / "IN").is_dir() and (source / "GT").is_dir():
         return "in-gt"
     names = {source.resolve().name}
-    for _, folders, _ in os.walk(source):
-        names.update(folders)
+    names.update(folder.path.name for folder in walk(source, skip_hidden=True))
     kinds = {match[1].lower() for name in names if (match := _MAYO_KIND.fullmatch(name))}
     if "full" in kinds:
         return "mayo2016"
@@ -148,7 +148,7 @@ def _series(source: Path, layout: str, progress: Progress) -> tuple[list[Entry],
     entries: dict[tuple[str, str], list[tuple[str, str]]] = {}
     left_out: list[LeftOut] = []
     skipped: dict[str, int] = {}
-    files = list(_files(source))
+    files = list(distinct(_files(source)))
     for done, file in enumerate(files, start=1):
         progress("reading headers", done, len(files))
         folder = _relative(file.parent, source)
@@ -335,7 +335,7 @@ def _by_stem(folder: Path) -> dict[str, str]:
         )
     names = sorted(
         item.name
-        for item in folder.iterdir()
+        for item in list_folder(folder)
         if item.is_file() and not item.name.startswith(".") and raster.recognises(head_of(item))
     )
     stems = {Path(name).stem: name for name in names}
@@ -371,19 +371,7 @@ def require_one_group(pattern: str) -> None:
 
 def _files(source: Path) -> Iterable[Path]:
     """Every regular file below a folder, in a fixed order, hidden ones left aside."""
-
-    def stop(error: OSError) -> None:
-        raise FormatError(
-            f"{error.filename}: cannot be listed ({error.strerror}); change its permissions or "
-            "take it out of the data set."
-        ) from error
-
-    for parent, folders, names in os.walk(source, onerror=stop):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            file = Path(parent, name)
-            if not name.startswith(".") and file.is_file():
-                yield file
+    return (file for folder in walk(source, skip_hidden=True) for file in folder.files)
 
 
 def _relative(path: Path, source: Path) -> str:

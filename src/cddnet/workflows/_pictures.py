@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cddnet.errors import FormatError
+from cddnet.files import list_folder
 from cddnet.formats import head_of, raster, write_volume
 from cddnet.formats._atomic import new_folder
 from cddnet.formats._sidecar import FOLDER_RECORD, record
@@ -85,5 +86,5 @@ def _alone(volume: CTVolume, index: int) -> CTVolume:
 def _holds_pictures(folder: Path) -> bool:
     if not folder.is_dir():
         return False
-    files = (file for file in folder.iterdir() if not file.name.startswith("."))
+    files = (file for file in list_folder(folder) if not file.name.startswith("."))
     return any(file.is_file() and raster.recognises(head_of(file)) for file in files)

@@ -47,7 +47,8 @@ class Left(NamedTuple):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
     """grown: series that have more or fewer files now than when they were done. seconds: of this
-    run; work_seconds: of the workers, in all runs. unreadable: DICOM files whose header is damaged.
+    run; work_seconds: of the workers, in all runs. unreadable: files of the
+    source that cannot be read, so that their slices or series are missing.
     """
 
     done: int
@@ -125,7 +126,10 @@ def markdown(report: Report, recipe: Recipe) -> str:
     if len(report.engines) > 1:
         lines.append("Several engines took part: their results differ in the last bits.")
     if report.unreadable:
-        lines.append(f"{report.unreadable} DICOM files have a header that cannot be read.")
+        lines.append(
+            f"{report.unreadable} files cannot be read, and their slices are missing: damaged "
+            "headers, permissions, or links that lead nowhere."
+        )
     if report.grown:
         lines.append(
             f"{report.grown} series have another number of files now than when they were done; "

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from cddnet.errors import CddnetError, DicomError
+from cddnet.files import walk
 from cddnet.formats import head_of
 from cddnet.formats.dicom import list_series, recognises
 from cddnet.node.archive.manifest import Manifest
@@ -47,43 +47,29 @@ def scan(
     """Enter the series of a tree; folders unchanged since they were last looked through are not
     read again.  leave_out: a folder in it to skip.  told: called with the folders seen so far.
 
-    Returns: (folders, files that say they are DICOM and cannot be read).
+    Returns: (folders, files that cannot be read).
     """
     folders = unreadable = 0
-    for folder in _folders(root, leave_out):
+    for folder in walk(root, leave_out=(leave_out,)):
         folders += 1
         told(folders)
-        # Before its files are read: what is added meanwhile is found the next time.
-        changed_ns = folder.stat().st_mtime_ns
-        if manifest.scanned(folder) == changed_ns:
+        # Of before its files are read: what is added meanwhile is found the next time.
+        changed_ns = folder.changed_ns
+        if manifest.scanned(folder.path) == changed_ns:
             continue
         groups: dict[str, list[str]] = {}
-        for name in sorted(item.name for item in os.scandir(folder) if item.is_file()):
+        for file in folder.files:
             try:
-                series_uid = _series_uid(folder / name)
-            except (DicomError, OSError):
+                series_uid = _series_uid(file)
+            except (CddnetError, OSError):
                 unreadable += 1
                 # Looked at again the next time.
                 changed_ns = 0
                 continue
             if series_uid is not None:
-                groups.setdefault(series_uid, []).append(name)
-        manifest.add_folder(folder, changed_ns, groups.items())
+                groups.setdefault(series_uid, []).append(file.name)
+        manifest.add_folder(folder.path, changed_ns, groups.items())
     return folders, unreadable
-
-
-def _folders(root: Path, leave_out: Path) -> Iterator[Path]:
-    for parent, children, _ in os.walk(root, onerror=_stop):
-        here = Path(parent)
-        children[:] = sorted(name for name in children if here / name != leave_out)
-        if here != leave_out:
-            yield here
-
-
-def _stop(error: OSError) -> None:
-    raise CddnetError(
-        f"{error.filename}: cannot be read ({error.strerror}); change its permissions."
-    ) from error
 
 
 def _series_uid(file: Path) -> str | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from cddnet.errors import DicomError
+from cddnet.files import walk_files
 from cddnet.node.settings.rules import Decision, Facts, Rule, decide, facts_of
 from cddnet.node.work.fitness import explained
 
@@ -48,6 +48,4 @@ def _files(sources: Iterable[Path]) -> Iterator[Path]:
                 raise DicomError(f"{source}: no such file or folder; check the name.")
             yield source
             continue
-        for folder, subfolders, names in os.walk(source):
-            subfolders.sort()
-            yield from (Path(folder, name) for name in sorted(names))
+        yield from walk_files(source)
