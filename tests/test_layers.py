@@ -13,7 +13,7 @@ PACKAGE = Path(cddnet.__file__).parent
 LINES = (
     ("errors",),
     ("files",),
-    ("volume", "config", "plugins"),
+    ("volume", "config", "plugins", "console"),
     ("intensity",),
     ("formats", "models", "losses", "metrics", "physics"),
     ("training", "runtime"),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cddnet import __version__
+from cddnet.console import echo, tolerate_any_encoding
 from cddnet.errors import CddnetError
 
 if TYPE_CHECKING:
@@ -152,13 +153,13 @@ def denoise(
         _print_json(record | {"parameters": dict(step.parameters), "weights": step.weights_sha256})
         return
     for note in volume.notes:
-        typer.echo(f"note: {note}")
+        echo(f"note: {note}")
     told = dict(step.parameters)
     count = chosen_threads(threads)
-    typer.echo(f"engine: {told['engine']}, {told['precision']}, {told['device']}, {count} threads")
-    typer.echo(f"{output}: {volume.shape[0]} slices, {step.label}. Research use only.")
+    echo(f"engine: {told['engine']}, {told['precision']}, {told['device']}, {count} threads")
+    echo(f"{output}: {volume.shape[0]} slices, {step.label}. Research use only.")
     if uncertainty:
-        typer.echo(f"{uncertainty}: expected error (SD, HU) about a noisy full dose")
+        echo(f"{uncertainty}: expected error (SD, HU) about a noisy full dose")
 
 
 @app.command()
@@ -200,10 +201,10 @@ def simulate(
         record |= {"source": result.source.basis, "starved_share": result.starved}
         _print_json(record | {"photons": photons, "parameters": dict(step.parameters)})
         return
-    typer.echo(f"source: {result.source.basis}")
+    echo(f"source: {result.source.basis}")
     for note in filter(None, (*result.volume.notes, result.starvation)):
-        typer.echo(f"note: {note}")
-    typer.echo(f"{output}: {result.volume.shape[0]} slices, {step.label}. Research use only.")
+        echo(f"note: {note}")
+    echo(f"{output}: {result.volume.shape[0]} slices, {step.label}. Research use only.")
 
 
 @app.command()
@@ -228,15 +229,15 @@ def depth(
         _print_json({"output": str(output), "dose_fraction": dose} | result._asdict())
         return
     for note in result.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(f"source: {result.basis}")
+        echo(f"note: {note}")
+    echo(f"source: {result.basis}")
     (low, high), (quiet, noisy) = result.depth_range, result.noise_range_hu
-    typer.echo(
+    echo(
         f"{result.slices} slices, {dose:.0%} of the source's dose: radiological depth {low:.2f} to "
         f"{high:.2f}, predicted noise {quiet:.1f} to {noisy:.1f} HU, in the body "
         f"{result.body_noise_hu:.1f} HU (median of the slices' medians)"
     )
-    typer.echo(f"{output}: {', '.join(result.files)} and png/. Research use only.")
+    echo(f"{output}: {', '.join(result.files)} and png/. Research use only.")
 
 
 @app.command()
@@ -265,9 +266,9 @@ def export(
         _print_json({"output": str(output)} | chosen | result._asdict())
         return
     for note in result.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(f"lost: {result.lost}")
-    typer.echo(
+        echo(f"note: {note}")
+    echo(f"lost: {result.lost}")
+    echo(
         f"{output}: {result.slices} slices, window [{window[0]:g}, {window[1]:g}] HU, {bits} bits "
         f"{picture.value}. Research use only."
     )
@@ -320,14 +321,14 @@ def explain(
         effects=EffectSettings() if block is None else EffectSettings(block=block),
     )
     with _progress() as show:
-        watch = Watch(show, lambda line: typer.echo(line, err=True))
+        watch = Watch(show, lambda line: echo(line, err=True))
         result = explain_file(source, output, options, watch)
     if as_json:
         _print_json({"output": str(output), "files": result.files} | result.record)
         return
     for line in result.described:
-        typer.echo(line)
-    typer.echo(f"{output}: {', '.join(result.files)}. Research use only.")
+        echo(line)
+    echo(f"{output}: {', '.join(result.files)}. Research use only.")
 
 
 @app.command()
@@ -340,10 +341,10 @@ def info(source: Input, as_json: AsJson = False) -> None:
         _print_json([item._asdict() for item in series])
         return
     for item in series:
-        typer.echo(f"{item.uid or source}\n  {item.description}")
+        echo(f"{item.uid or source}\n  {item.description}")
         for note in item.notes:
-            typer.echo(f"  note: {note}")
-        typer.echo("  may be denoised" if item.refusal is None else f"  refused: {item.refusal}")
+            echo(f"  note: {note}")
+        echo("  may be denoised" if item.refusal is None else f"  refused: {item.refusal}")
 
 
 @app.command()
@@ -355,7 +356,7 @@ def doctor(as_json: AsJson = False) -> None:
     if as_json:
         _print_json([finding._asdict() for finding in found])
     else:
-        typer.echo(table(found))
+        echo(table(found))
     if not healthy(found):
         raise typer.Exit(1)
 
@@ -371,7 +372,7 @@ def licences(as_json: AsJson = False) -> None:
         packages = [package._asdict() for package in found.packages]
         _print_json({"packages": packages, "data": dict(found.data), "demo": found.demo})
         return
-    typer.echo(table(found))
+    echo(table(found))
 
 
 networks = typer.Typer(
@@ -393,7 +394,7 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
         _print_json([asdict(card) for card in cards()])
         return
     for card in cards():
-        typer.echo(
+        echo(
             f"{card.name}  network {card.model}, default strength {card.strength:.0%}, "
             f"weights SHA-256 {card.sha256[:16]}"
         )
@@ -412,7 +413,7 @@ def import_(
     from cddnet.workflows.import_weights import import_weights
 
     card = import_weights(checkpoint, name, output, network)
-    typer.echo(
+    echo(
         f"{output}/{name}.safetensors: network {card.model}, weights SHA-256 {card.sha256[:16]}; "
         "use it with --model. Research use only."
     )
@@ -427,7 +428,7 @@ def export_network(
     from cddnet.workflows.export_network import export_network as write_network
 
     told = write_network(name, onnx)
-    typer.echo(f"{onnx}: {told}. Research use only.")
+    echo(f"{onnx}: {told}. Research use only.")
 
 
 @app.command()
@@ -449,7 +450,7 @@ def benchmark(
     options = BenchmarkOptions(threads=threads, only=tuple(model or ()), **chosen)
     with _progress() as show:
         result = run_benchmark(options, show)
-    typer.echo(table(result))
+    echo(table(result))
     if json_file is not None:
         write_json(result, json_file)
 
@@ -487,23 +488,21 @@ def demo(
             record | measured | bound | {"gain_db": gain_db, "picture": str(result.picture)}
         )
         return
-    typer.echo(
+    echo(
         f"CRLM-CT-1004, {result.slices} slices, simulated {DOSE_FRACTION:.0%} dose; against full "
         f"dose, window [{low:.0f}, {high:.0f}] HU, range {high - low:.0f} HU, body mask; "
         f"denoised by {result.method}"
     )
-    typer.echo(f"{'':12}{'PSNR dB':>9}{'SSIM':>8}{'RMSE HU':>9}")
+    echo(f"{'':12}{'PSNR dB':>9}{'SSIM':>8}{'RMSE HU':>9}")
     for name, row in (("low dose", result.low_dose), ("denoised", result.denoised)):
-        typer.echo(f"{name:12}{row.psnr_db:9.2f}{row.ssim:8.4f}{row.rmse_hu:9.2f}")
-    typer.echo(
+        echo(f"{name:12}{row.psnr_db:9.2f}{row.ssim:8.4f}{row.rmse_hu:9.2f}")
+    echo(
         f"R = inserted / reference noise variance = ({noise.inserted_hu:.1f} / "
         f"{noise.reference_hu:.1f} HU)^2 = {noise.ratio:.1f}: a noise-free output gains "
         f"{noise.noise_free_gain_db:.2f} dB, this one {gain_db:.2f} dB "
         f"({gain_db / noise.noise_free_gain_db:.0%})"
     )
-    typer.echo(
-        f"{result.picture}  (series: {output}/low_dose, {output}/denoised). Research use only."
-    )
+    echo(f"{result.picture}  (series: {output}/low_dose, {output}/denoised). Research use only.")
 
 
 @app.command()
@@ -598,7 +597,7 @@ def evaluate(
                 options=options,
             )
     write_results(result, json=json_file, csv=csv_file, markdown=markdown_file)
-    typer.echo(f"{summary(result)}\nResearch use only.")
+    echo(f"{summary(result)}\nResearch use only.")
 
 
 @app.command()
@@ -666,8 +665,8 @@ def report(
         shown = {"page_bytes": result.page_bytes, "slices_shown": result.slices_shown}
         _print_json({"output": str(output), "page": str(result.page)} | shown)
         return
-    typer.echo(summary(result.evaluation))
-    typer.echo(f"{result.page}: open it in a browser. Research use only.")
+    echo(summary(result.evaluation))
+    echo(f"{result.page}: open it in a browser. Research use only.")
 
 
 def _named_paths(items: list[str], named: dict[str, Path] | None = None) -> dict[str, Path]:
@@ -734,11 +733,11 @@ def prepare(
     with _progress() as show:
         result = prepare(source, out, options, show)
     for doubt in () if as_json else result.doubts:
-        typer.echo(f"warning: one patient under two names? {doubt}")
+        echo(f"warning: one patient under two names? {doubt}")
     for kind, count in () if as_json else result.left_out:
-        typer.echo(f"left out: {count} slices or files, {kind}; see {out / 'left_out.csv'}")
+        echo(f"left out: {count} slices or files, {kind}; see {out / 'left_out.csv'}")
     if result.was_finished and not as_json:
-        typer.echo("This set was finished before; nothing was done.")
+        echo("This set was finished before; nothing was done.")
     record = {"left_out": dict(result.left_out), "doubts": result.doubts}
     _show_prepared(out, result.manifest, as_json, **record)
 
@@ -758,13 +757,13 @@ def _show_prepared(folder: Path, manifest: Manifest, as_json: bool, **record: ob
         _print_json({"output": str(folder)} | about | record | {"sides": sides})
         return
     for warning in manifest.warnings:
-        typer.echo(f"warning: {warning}")
+        echo(f"warning: {warning}")
     if not manifest.collections:
-        typer.echo("warning: no collection is stated; give --collection 'name, licence, DOI'")
+        echo("warning: no collection is stated; give --collection 'name, licence, DOI'")
     for name, counts in sides.items():
-        typer.echo(f"{name:12}" + "  ".join(f"{count} {what}" for what, count in counts.items()))
+        echo(f"{name:12}" + "  ".join(f"{count} {what}" for what, count in counts.items()))
     verified = ", every file as it was written" if record.get("checked") else ""
-    typer.echo(f"{folder}: layout {manifest.layout}, no patient on two sides{verified}.")
+    echo(f"{folder}: layout {manifest.layout}, no patient on two sides{verified}.")
 
 
 @app.command()
@@ -808,11 +807,11 @@ def phantom(
         _print_json({"output": str(output)} | result._asdict())
         return
     if result.starved:
-        typer.echo(
+        echo(
             f"note: {result.starved:.2g} of the rays are starved (fewer than 25 photons, at least "
             f"{result.fewest_photons:.3g}); their mean is shifted"
         )
-    typer.echo(
+    echo(
         f"{result.series}: {result.slices} slices, {result.label}, pixels of "
         f"{result.pixel_mm:.4g} mm; {len(result.regions)} regions in {result.truth}. "
         "Research use only."
@@ -849,17 +848,17 @@ def train(
             overrides=tuple(overrides or ()),
             start=start,
             progress=show,
-            tell=lambda sentence: typer.echo(f"note: {sentence}"),
+            tell=lambda sentence: echo(f"note: {sentence}"),
         )
         result = train_from_config(recipe, data, out, options)
     if result is None:
         return
     if result.resumed_from:
-        typer.echo(f"note: went on from step {result.resumed_from}")
+        echo(f"note: went on from step {result.resumed_from}")
     if result.skipped:
-        typer.echo(f"note: {result.skipped} steps were skipped, their gradient was not finite")
+        echo(f"note: {result.skipped} steps were skipped, their gradient was not finite")
     before, after = result.validation
-    typer.echo(
+    echo(
         f"{result.weights}: {result.steps} steps, validation PSNR {before:.2f} dB low dose, "
         f"{after:.2f} dB denoised (best {result.best_db:.2f} dB). Research use only."
     )
@@ -886,7 +885,7 @@ def view(
     from cddnet.node.web.pairs import LocalPair
 
     pair = LocalPair(before, after, window, uncertainty)
-    serve_pair(pair, port, browser=not no_browser, say=typer.echo)
+    serve_pair(pair, port, browser=not no_browser, say=echo)
 
 
 station = typer.Typer(
@@ -929,7 +928,7 @@ def rules_test(
     from cddnet.node.settings.config import load_node
     from cddnet.node.work.explain import explain
 
-    typer.echo(explain(files, load_node(config).rules, calling_ae))
+    echo(explain(files, load_node(config).rules, calling_ae))
 
 
 @app.command()
@@ -1021,7 +1020,7 @@ def archive(
         _print_json(json.loads((out / "report.json").read_text(encoding="utf-8")))
     else:
         unreadable = f", {report.unreadable} files unreadable" if report.unreadable else ""
-        typer.echo(
+        echo(
             f"{out}: {report.done} series done ({report.slices} slices), {len(report.refused)} "
             f"refused, {len(report.failed)} failed, {report.waiting} waiting{unreadable}; see "
             f"{out / 'report.md'}. Research use only."
@@ -1043,6 +1042,7 @@ def _extra(name: str) -> Iterator[None]:
 
 def main() -> None:
     """Entry point: 0 done, 1 refused or failed, 2 wrong usage."""
+    tolerate_any_encoding()
     try:
         app()
     except CddnetError as error:
@@ -1060,12 +1060,12 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    typer.echo(f"cddnet: {message}", err=True)
+    echo(f"cddnet: {message}", err=True)
     sys.exit(1)
 
 
 def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=2, default=str))
+    echo(json.dumps(value, indent=2, default=str))
 
 
 @app.callback(invoke_without_command=True)
@@ -1073,14 +1073,14 @@ def _version(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        typer.echo(f"cddnet {__version__}")
+        echo(f"cddnet {__version__}")
         raise typer.Exit
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar with the time left on a terminal; silence when piped."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield lambda what, done, total: None
         return
     from rich.console import Console

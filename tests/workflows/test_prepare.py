@@ -6,6 +6,7 @@ Above 300 lines: each layout and each refusal has a tree of its own.
 import csv
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -86,6 +87,22 @@ def test_a_tree_is_stored_slice_by_slice_as_it_is_read(tree, tmp_path):
         assert series.low_dose == "simulated"
         mapped = np.load(tmp_path / "out" / "slices" / series.full_file.name, mmap_mode="r")
         assert (mapped.dtype, mapped.shape) == (np.int16, (4, 33, 27))
+
+
+def test_folders_whose_names_are_no_utf8_are_stored_and_listed(tmp_path):
+    name = os.fsdecode(b"Z\xfcrich")
+    write_tree(tmp_path / "source")
+    try:
+        write_series(tmp_path / "source" / name, "ID-e")
+    except OSError:
+        pytest.skip("this file system holds Unicode names alone")
+    (tmp_path / "source" / name / "cut.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    out = tmp_path / "out"
+    run(tmp_path / "source", out)
+    with (out / "sources.csv").open(newline="", encoding="utf-8") as file:
+        folders = {row["full_dose"] for row in csv.DictReader(file)}
+    assert folders == {"a", "b", "c", "d", r"Z\udcfcrich"}
+    assert left_out(out)[0]["source"] == r"Z\udcfcrich"
 
 
 def test_nothing_in_the_manifest_names_a_patient(tree, tmp_path):

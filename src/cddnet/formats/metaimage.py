@@ -114,7 +114,9 @@ def read(path: Path, options: ReadOptions) -> CTVolume:
 def write(volume: CTVolume, path: Path, options: WriteOptions) -> None:
     """HU as float32, in one file or, for .mhd, in a .raw file beside the header."""
     raw = path.with_suffix(".raw") if path.suffix.lower() == ".mhd" else None
-    header = _header_text(volume, path, LOCAL if raw is None else raw.name).encode()
+    # A name that is not UTF-8 goes into the header byte for byte, and comes back so.
+    text = _header_text(volume, path, LOCAL if raw is None else raw.name)
+    header = text.encode(errors="surrogateescape")
     targets = (path,) if raw is None else (raw, path)
     with new_recorded_files(volume, *targets) as temporaries:
         with temporaries[0].open("wb") as voxels:
@@ -159,7 +161,7 @@ def _header(path: Path) -> _Header:
         line_end = start.find(b"\n", end)
         line = start[end : len(start) if line_end < 0 else line_end]
         end = len(start) if line_end < 0 else line_end + 1
-        key, equals, value = line.decode("utf-8", "replace").partition("=")
+        key, equals, value = line.decode("utf-8", "surrogateescape").partition("=")
         if equals:
             fields[key.strip()] = value.strip()
         elif line.strip() or line_end < 0:

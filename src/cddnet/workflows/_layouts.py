@@ -40,7 +40,8 @@ class Entry(NamedTuple):
 
     @property
     def name(self) -> str:
-        return self.folder or "."
+        """For people and tables."""
+        return _readable(self.folder) or "."
 
 
 class LeftOut(NamedTuple):
@@ -89,7 +90,8 @@ def source_sha256(source: Path) -> str:
     total = hashlib.sha256()
     for file in _files(source):
         size = file.stat().st_size if file.exists() else "link to nothing"
-        total.update(f"{_relative(file, source)}\t{size}\n".encode())
+        line = f"{_relative(file, source)}\t{size}\n"
+        total.update(line.encode(errors="surrogateescape"))
     return total.hexdigest()
 
 
@@ -380,4 +382,9 @@ def _relative(path: Path, source: Path) -> str:
 
 
 def _left(kind: str, source: str, reason: str, slices: int = 1) -> LeftOut:
-    return LeftOut(kind, source, slices, "", reason)
+    return LeftOut(kind, _readable(source), slices, "", _readable(reason))
+
+
+def _readable(name: str) -> str:
+    """A name as UTF-8 can hold it; bytes of other encodings are shown as such."""
+    return name.encode(errors="backslashreplace").decode()
