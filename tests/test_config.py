@@ -7,7 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from cddnet import models
-from cddnet.config import ConfigError, PatientSplit, TrainConfig, checked, load_config
+from cddnet.config import ConfigError, PatientSplit, TrainConfig, checked, load_config, read_yaml
 from cddnet.errors import CddnetError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -65,10 +65,18 @@ def test_a_missing_file_is_refused(tmp_path):
     assert "cannot be read" in refusal(tmp_path / "nowhere.yaml", TrainConfig)
 
 
-def test_a_file_of_another_encoding_is_refused(tmp_path):
+@pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_a_file_is_read_as_windows_saves_it(tmp_path, coding):
     path = tmp_path / "file.yaml"
-    path.write_bytes("split: Größe".encode("utf-16"))
-    assert "cannot be read" in refusal(path, TrainConfig)
+    path.write_bytes("split: Größe\r\nsteps: 7\r\n".encode(coding))
+    assert read_yaml(path) == {"split": "Größe", "steps": 7}
+
+
+@pytest.mark.parametrize("coding", ["latin-1", "cp437"])
+def test_a_file_of_another_encoding_is_refused(tmp_path, coding):
+    path = tmp_path / "file.yaml"
+    path.write_bytes("split: Größe".encode(coding))
+    assert "save it as UTF-8" in refusal(path, TrainConfig)
 
 
 @pytest.mark.parametrize("side", ["validation", "test"])

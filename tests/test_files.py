@@ -1,5 +1,6 @@
 """Looking through a tree: links are followed, nothing comes twice, nothing is passed over."""
 
+import codecs
 import os
 import socket
 
@@ -7,7 +8,7 @@ import pytest
 
 from cddnet import files
 from cddnet.errors import FormatError
-from cddnet.files import distinct, list_folder, walk, walk_files
+from cddnet.files import distinct, list_folder, read_text, walk, walk_files
 
 
 def make(root, *names):
@@ -157,6 +158,35 @@ def test_a_link_that_leads_nowhere_is_a_file_unless_it_is_hidden(tmp_path):
     link(tmp_path / ".#1", tmp_path / "user@host.4711")
     assert seen(tmp_path) == ["1", "lost", "round"]
     assert len(list(walk_files(tmp_path))) == 3
+
+
+CODINGS = {
+    "utf-8": b"",
+    "utf-8-sig": b"",
+    "utf-16-le": codecs.BOM_UTF16_LE,
+    "utf-16-be": codecs.BOM_UTF16_BE,
+    "utf-32-le": codecs.BOM_UTF32_LE,
+    "utf-32-be": codecs.BOM_UTF32_BE,
+}
+
+
+@pytest.mark.parametrize("text", ["A\n", "", "gr\u00f6\u00dfer\r\n", "\u80f8\u90e8", "\U0001fa7b"])
+@pytest.mark.parametrize("coding", CODINGS)
+def test_text_comes_back_whatever_the_editor_wrote(tmp_path, coding, text):
+    (tmp_path / "text").write_bytes(CODINGS[coding] + text.encode(coding))
+    assert read_text(tmp_path / "text") == text
+
+
+@pytest.mark.parametrize("coding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_mark_is_known_by_its_zeros(tmp_path, coding):
+    (tmp_path / "text").write_bytes("a/\u80f8\n".encode(coding))
+    assert read_text(tmp_path / "text") == "a/\u80f8\n"
+
+
+def test_text_in_a_national_code_page_is_no_guess(tmp_path):
+    (tmp_path / "text").write_bytes("gr\u00f6\u00dfer".encode("cp1252"))
+    with pytest.raises(UnicodeDecodeError):
+        read_text(tmp_path / "text")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")

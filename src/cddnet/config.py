@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from cddnet.errors import CddnetError
+from cddnet.files import read_text
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -187,9 +188,13 @@ def load_config(path: Path, kind: type[Checked], overrides: Sequence[str] = ()) 
 def read_yaml(path: Path) -> object:
     """What a YAML file holds, not checked.  Raises ConfigError where it cannot be read."""
     try:
-        return _values_of(path.read_text(encoding="utf-8"))
+        return _values_of(read_text(path))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: cannot be read, because it is no text in UTF-8 or UTF-16; save it as UTF-8."
+        ) from error
     except Exception as error:
         # The library also lets out what its own conversions raise, as for the date 2001-99-99.
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error

@@ -1,7 +1,8 @@
-"""Folders and files of a source: whatever looks through a tree does it in this one way."""
+"""Looking through folders, and reading text that people saved: one way for every command."""
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,15 @@ from typing import NamedTuple
 from cddnet.errors import FormatError
 
 Identity = tuple[int, int] | str
+
+# The longer marks first: that of UTF-16 begins that of UTF-32.
+MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+)
 
 
 class Folder(NamedTuple):
@@ -85,6 +95,19 @@ def _identity_of(path: Path) -> Identity:
 def list_folder(folder: Path) -> list[Path]:
     """What lies in a folder itself, by name.  Raises: FormatError where it cannot be listed."""
     return [folder / entry.name for entry in _entries(folder)]
+
+
+def read_text(path: Path) -> str:
+    """Text that a person saved: UTF-8, or what its byte order mark says.
+
+    Windows writes the mark, and UTF-16 where a command's output goes to a file.
+    Raises: UnicodeDecodeError for anything else, OSError.
+    """
+    content = path.read_bytes()
+    coding = next((name for mark, name in MARKS if content.startswith(mark)), "utf-8")
+    if content[:2].count(0) == 1:
+        coding = "utf-16-be" if content[0] == 0 else "utf-16-le"
+    return content.decode(coding)
 
 
 def lost_link(path: Path) -> FormatError:

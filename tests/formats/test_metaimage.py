@@ -165,10 +165,11 @@ def test_in_one_file_the_header_size_counts_from_its_start(tmp_path):
     np.testing.assert_array_equal(read_volume(from_the_start).hu, VOXELS)
 
 
-def test_lines_may_end_as_on_windows(tmp_path):
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_lines_may_end_as_on_windows_and_begin_with_a_mark(tmp_path, mark):
     path = made(tmp_path / "a.mha")
     text, voxels = path.read_bytes().split(b"LOCAL\n", 1)
-    path.write_bytes(text.replace(b"\n", b"\r\n") + b"LOCAL\r\n" + voxels)
+    path.write_bytes(mark + text.replace(b"\n", b"\r\n") + b"LOCAL\r\n" + voxels)
     np.testing.assert_array_equal(read_volume(path).hu, VOXELS)
 
 

@@ -224,6 +224,23 @@ def test_a_list_names_folders_relative_to_itself(quick, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("coding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_a_list_is_read_as_windows_saves_it(quick, tmp_path, coding):
+    source = tmp_path / "source"
+    for number, name in enumerate(("first", "gr\u00f6\u00dfer", "\u80f8\u90e8"), start=1):
+        save(source / name, slices(number))
+    names = source / "list.txt"
+    names.write_bytes("first\r\ngr\u00f6\u00dfer\r\n\u80f8\u90e8\r\n".encode(coding))
+    assert run(names, tmp_path / "out").done == 3
+
+
+def test_a_list_in_a_code_page_is_refused_with_the_remedy(quick, tmp_path):
+    names = tmp_path / "list.txt"
+    names.write_bytes("gr\u00f6\u00dfer\r\n".encode("cp1252"))
+    with pytest.raises(CddnetError, match=r"no text in UTF-8.*saved as UTF-8"):
+        run(names, tmp_path / "out")
+
+
 def test_an_archive_keeps_its_recipe_its_source_and_one_run_at_a_time(quick, tmp_path):
     source, out = tree(tmp_path / "source", 1), tmp_path / "out"
     run(source, out)

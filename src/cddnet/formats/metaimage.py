@@ -80,8 +80,8 @@ class _Header(NamedTuple):
 
 def recognises(head: bytes) -> bool:
     """Lines of `Key = value`, among them NDims or ObjectType."""
-    return re.match(rb"\s*\w+\s*=", head) is not None and (
-        re.search(rb"^(NDims|ObjectType)\s*=", head, re.MULTILINE) is not None
+    return re.match(rb"(\xef\xbb\xbf)?\s*\w+\s*=", head) is not None and (
+        re.search(rb"^(?:\xef\xbb\xbf)?(NDims|ObjectType)\s*=", head, re.MULTILINE) is not None
     )
 
 
@@ -161,7 +161,7 @@ def _header(path: Path) -> _Header:
         line_end = start.find(b"\n", end)
         line = start[end : len(start) if line_end < 0 else line_end]
         end = len(start) if line_end < 0 else line_end + 1
-        key, equals, value = line.decode("utf-8", "surrogateescape").partition("=")
+        key, equals, value = line.decode("utf-8-sig", "surrogateescape").partition("=")
         if equals:
             fields[key.strip()] = value.strip()
         elif line.strip() or line_end < 0:

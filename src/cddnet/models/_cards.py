@@ -57,7 +57,7 @@ def read_card(weights: Path) -> Card:
     try:
         with path.open("rb") as file:
             text = file.read(LARGEST_CARD_BYTES)
-        card = Card(**json.loads(text.decode("utf-8")))
+        card = Card(**json.loads(text))
         _require_kinds(card)
     except OSError as error:
         raise ModelError(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from cddnet.errors import ModelError
+from cddnet.files import read_text
 from cddnet.metrics.perceptual import Lpips
 from cddnet.models._features import FeatureNetwork, parsed
 
@@ -160,7 +161,7 @@ def _stated(path: Path) -> str | None:
     sums = path.with_name(SUMS)
     if not sums.is_file():
         return None
-    rows = [line.split(maxsplit=1) for line in sums.read_text(encoding="utf-8").splitlines()]
+    rows = [line.split(maxsplit=1) for line in read_text(sums).splitlines()]
     digests = [row[0] for row in rows if len(row) == 2 and row[1].lstrip("*") == path.name]
     return digests[-1].lower() if digests else None
 

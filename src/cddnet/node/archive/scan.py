@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cddnet.errors import CddnetError, DicomError
-from cddnet.files import walk
+from cddnet.files import read_text, walk
 from cddnet.formats import head_of
 from cddnet.formats.dicom import list_series, recognises
 from cddnet.node.archive.manifest import Manifest
@@ -22,10 +22,11 @@ def roots_of(source: Path) -> tuple[Path, ...]:
     if not source.is_file():
         raise CddnetError(f"{source}: no such file or folder; check the name.")
     try:
-        lines = source.read_text(encoding="utf-8").splitlines()
+        lines = read_text(source).splitlines()
     except UnicodeDecodeError:
         raise CddnetError(
-            f"{source}: is no text; give a folder, or a text file with a folder on each line."
+            f"{source}: is no text in UTF-8 or UTF-16; give a folder, or a text file with a folder "
+            "on each line, saved as UTF-8."
         ) from None
     roots: list[Path] = []
     for number, line in enumerate(lines, 1):

@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from cddnet.config import ConfigError, checked, nearest, read_yaml
+from cddnet.files import read_text
 from cddnet.node.settings.parts import (
     AeTitle,
     ClientTls,
@@ -160,7 +161,7 @@ def load_node(path: Path) -> NodeConfig:
 def read_token(file: Path) -> str:
     """The secret in a file, without the blanks around it.  Raises: ConfigError."""
     try:
-        token = file.read_text(encoding="utf-8").strip()
+        token = read_text(file).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{file}: the token cannot be read ({type(error).__name__}); write it there, readable "
