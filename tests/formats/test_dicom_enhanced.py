@@ -89,7 +89,7 @@ def per_frame(dataset, index, sequence, keyword, value):
     [
         ("FrameContentSequence", "StackID", "2", "2 stacks"),
         ("FrameContentSequence", "TemporalPositionIndex", 2, "2 points in time"),
-        ("PixelValueTransformationSequence", "RescaleType", "US", "frame 2: its values are in US"),
+        ("PixelValueTransformationSequence", "RescaleType", "ED", "frame 2: its values are in ED"),
         ("PixelValueTransformationSequence", "RescaleSlope", "0", "frame 2: RescaleSlope is 0"),
     ],
 )

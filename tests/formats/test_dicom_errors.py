@@ -55,7 +55,7 @@ def changed(**fields):
         ({"RescaleSlope": None}, "RescaleSlope is missing", "cannot be turned into HU"),
         ({"RescaleIntercept": None}, "RescaleIntercept is missing", "export the original CT"),
         ({"RescaleSlope": "0"}, "RescaleSlope is 0", "export the original CT"),
-        ({"RescaleType": "US"}, "are in US (RescaleType)", "choose a CT series in HU"),
+        ({"RescaleType": "ED"}, "are in ED (RescaleType)", "choose a CT series in HU"),
         ({"Modality": "MR"}, "modality MR", "choose a CT series"),
         ({"SOPClassUID": uid.MRImageStorage, "Modality": "MR"}, "MR Image", "choose a CT series"),
         ({"SOPClassUID": uid.SecondaryCaptureImageStorage}, "Secondary Capture", "choose a CT"),

@@ -45,6 +45,7 @@ class Scanned:
     """One DICOM file without its pixels, and where they are; `pixels` is None where none were seen.
 
     deflated: the pixels lie inside a compressed data set, so that nothing is known of them yet.
+    commas: keywords of elements whose decimal commas were read as points.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class Scanned:
     pixels: PixelElement | None
     file_bytes: int
     deflated: bool = False
+    commas: tuple[str, ...] = ()
 
     @property
     def header(self) -> Dataset:
@@ -70,6 +72,7 @@ class Frame:
     index: of the frame in its file, 0 in a classic CT image.
     legal: lowest and highest stored value that BitsStored and PixelRepresentation allow.
     padding: lowest and highest stored value that mean nothing was measured; None without any.
+    rounded_digits: decimals of direction cosines that were rounded; None where they are exact.
     position_mm, row_direction, column_direction: None where a lone slice does not say.
     """
 
@@ -90,6 +93,7 @@ class Frame:
     acquisition: str
     legal: tuple[int, int]
     padding: tuple[int, int] | None
+    rounded_digits: int | None = None
 
     @property
     def header(self) -> Dataset:
@@ -261,7 +265,7 @@ def _frame(scanned: Scanned, index: int, told: Dataset) -> Frame:
         )
     orientation = numbers(told, "ImageOrientationPatient", 6, name)
     position = numbers(told, "ImagePositionPatient", 3, name)
-    row, column = directions(orientation, name)
+    across = directions(orientation, name)
     thickness = numbers(told, "SliceThickness", 1, name)
     tilt = numbers(told, "GantryDetectorTilt", 1, name)
     signed = whole(header, "PixelRepresentation", name) == 1
@@ -276,12 +280,13 @@ def _frame(scanned: Scanned, index: int, told: Dataset) -> Frame:
         spacing_mm=(spacing[0], spacing[1]),
         thickness_mm=thickness[0] if thickness else None,
         position_mm=None if position is None else (position[0], position[1], position[2]),
-        row_direction=row,
-        column_direction=column,
+        row_direction=across.row,
+        column_direction=across.column,
         slope=slope,
         intercept=intercept,
         gantry_tilt_degrees=tilt[0] if tilt else 0.0,
         acquisition=joined_text(header, "AcquisitionNumber"),
         legal=(-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1),
         padding=padding(header, signed, name),
+        rounded_digits=across.digits,
     )

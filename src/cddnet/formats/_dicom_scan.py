@@ -13,6 +13,7 @@ from pydicom.uid import UID, MediaStorageDirectoryStorage
 from cddnet.errors import DicomError, SeriesChoiceError
 from cddnet.files import distinct, walk_files
 from cddnet.formats import head_of
+from cddnet.formats._dicom_commas import read_commas_as_points
 from cddnet.formats._dicom_deflated import require_bounded
 from cddnet.formats._dicom_frames import (
     Frame,
@@ -204,12 +205,14 @@ def read_header(path: Path, shared: SharedElements | None = None) -> Scanned | N
     """
     sure = head_of(path)[128:132] == b"DICM"
     header, pixels, deflated = Dataset(), None, False
+    commas: tuple[str, ...] = ()
     with quiet(), path.open("rb") as file:
         try:
             require_bounded(file, path.name)
             header = dcmread(file, stop_before_pixels=True, force=True)
             syntax = transfer_syntax_of(header)
             deflated = syntax.is_transfer_syntax and syntax.is_deflated
+            commas = read_commas_as_points(header)
             elements = [] if deflated else raw_elements(header, file)
             if syntax.is_transfer_syntax and not deflated:
                 pixels = find_pixels(file, syntax)
@@ -235,6 +238,7 @@ def read_header(path: Path, shared: SharedElements | None = None) -> Scanned | N
         pixels=pixels,
         file_bytes=path.stat().st_size,
         deflated=deflated,
+        commas=commas,
     )
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.multival import MultiValue
 
@@ -16,6 +19,19 @@ Vector = tuple[float, float, float]
 
 # 16-bit values with the steepest slope that means HU stay far below.
 LARGEST_HU = 1e8
+
+# RescaleType is free text. US is its defined term for "unspecified" (PS3.3 C.11.1.1.2), which ITK
+# and GDCM write into every CT; the others are no units either.
+HU_NAMES = frozenset({"HU", "HOUNSFIELD", "HOUNSFIELD UNIT", "HOUNSFIELD UNITS"})
+NO_UNIT = frozenset({"", "US", "UNSPECIFIED", "NONE"})
+
+# A text of a header is shown only where it cannot be a name.
+LOOKS_LIKE_NUMBERS = re.compile(r"(?:[-+0-9.,;: \\/eE]|inf|nan)*", re.IGNORECASE)
+LONGEST_SHOWN = 64
+
+# Of lengths and of the product of two direction vectors; what a rounded cosine may add is more.
+DIRECTION_TOLERANCE = 1e-3
+FEWEST_DIGITS, MOST_DIGITS = 2, 3
 
 # Decoded at once, so that a damaged header is found early.
 TEXTS = (
@@ -85,8 +101,26 @@ def numbers(told: Dataset, keyword: str, count: int, name: str) -> tuple[float, 
         found = ()
     if len(found) != count or not all(map(math.isfinite, found)):
         expected = "a number" if count == 1 else f"{count} numbers"
-        raise DicomError(f"{name}: {keyword} is not {expected}; {SEND_AGAIN}")
+        raise DicomError(
+            f"{name}: {keyword} is not {expected}{_shown(told, keyword)}; {SEND_AGAIN}"
+        )
     return found
+
+
+def _shown(header: Dataset, keyword: str) -> str:
+    """What an element holds, as " but ...", "" where it may be more than numbers."""
+    try:
+        value = header.get_item(keyword).value
+    except (AttributeError, KeyError):
+        return ""
+    if isinstance(value, bytes):
+        value = value.decode("latin-1")
+    several = isinstance(value, list | tuple | MultiValue)
+    text = "\\".join(map(str, value)) if several else str(value)
+    text = text.strip(" \0")
+    if not LOOKS_LIKE_NUMBERS.fullmatch(text):
+        return ""
+    return f" but {text[:LONGEST_SHOWN]}" if text else " but empty"
 
 
 def whole(header: Dataset, keyword: str, name: str, default: int | None = None) -> int:
@@ -99,7 +133,8 @@ def whole(header: Dataset, keyword: str, name: str, default: int | None = None) 
             raise DicomError(f"{name}: {keyword} is missing; {SEND_AGAIN}")
         return int(value)
     except (TypeError, ValueError):
-        raise DicomError(f"{name}: {keyword} is not a whole number; {SEND_AGAIN}") from None
+        shown = _shown(header, keyword)
+        raise DicomError(f"{name}: {keyword} is not a whole number{shown}; {SEND_AGAIN}") from None
 
 
 def rescale(told: Dataset, name: str) -> tuple[float, float]:
@@ -122,8 +157,8 @@ def rescale(told: Dataset, name: str) -> tuple[float, float]:
             f"{name}: RescaleSlope {slope[0]:g} and RescaleIntercept {intercept[0]:g} give values "
             f"beyond {LARGEST_HU:g}, which are no HU; export the original CT series."
         )
-    unit = joined_text(told, "RescaleType") or "HU"
-    if unit != "HU":
+    unit = joined_text(told, "RescaleType")
+    if unit.upper() not in HU_NAMES | NO_UNIT:
         raise DicomError(
             f"{name}: its values are in {unit} (RescaleType), not in HU; choose a CT series in HU."
         )
@@ -142,18 +177,44 @@ def padding(header: Dataset, signed: bool, name: str) -> tuple[int, int] | None:
     return min(ends), max(ends)
 
 
-def directions(
-    orientation: tuple[float, ...] | None, name: str
-) -> tuple[Vector | None, Vector | None]:
-    """Unit vectors along a row and a column.  Raises DicomError unless they are perpendicular."""
+class Directions(NamedTuple):
+    """Unit vectors along a row and a column, None where the header gives none.
+
+    digits: decimals of rounded cosines, which were made perpendicular; None where they are exact.
+    """
+
+    row: Vector | None = None
+    column: Vector | None = None
+    digits: int | None = None
+
+
+def directions(orientation: tuple[float, ...] | None, name: str) -> Directions:
+    """Directions of a slice from its six cosines; some systems write these with two digits.
+
+    Raises DicomError unless they are perpendicular unit vectors, apart from such rounding.
+    """
     if orientation is None:
-        return None, None
+        return Directions()
     row, column = np.asarray(orientation[:3]), np.asarray(orientation[3:])
     lengths = float(np.linalg.norm(row)), float(np.linalg.norm(column))
-    if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(float(row @ column))) > 1e-3:
-        raise DicomError(
-            f"{name}: ImageOrientationPatient {list(orientation)} is no pair of perpendicular unit "
-            f"vectors; {SEND_AGAIN}"
-        )
-    row, column = row / lengths[0], column / lengths[1]
-    return (row[0], row[1], row[2]), (column[0], column[1], column[2])
+    longer, slant = max(abs(length - 1) for length in lengths), abs(float(row @ column))
+    digits = None
+    if max(longer, slant) > DIRECTION_TOLERANCE:
+        digits = _digits(np.asarray(orientation))
+        # Each of three cosines may be wrong by half of its last digit, in both vectors.
+        if digits is None or max(2 * longer, slant) > 3**0.5 * 10**-digits:
+            raise DicomError(
+                f"{name}: ImageOrientationPatient {list(orientation)} is no pair of perpendicular "
+                f"unit vectors; {SEND_AGAIN}"
+            )
+        column = column - (column @ row) / lengths[0] ** 2 * row
+    row, column = row / lengths[0], column / float(np.linalg.norm(column))
+    return Directions((row[0], row[1], row[2]), (column[0], column[1], column[2]), digits)
+
+
+def _digits(cosines: NDArray[np.float64]) -> int | None:
+    """Decimals that all of them are rounded to; None where they have more."""
+    for digits in range(FEWEST_DIGITS, MOST_DIGITS + 1):
+        if np.allclose(cosines, np.round(cosines, digits), rtol=0, atol=1e-9):
+            return digits
+    return None

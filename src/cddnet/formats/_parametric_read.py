@@ -19,7 +19,7 @@ from cddnet.formats._dicom_deflated import require_bounded
 from cddnet.formats._dicom_frames import Frame, group_item
 from cddnet.formats._dicom_geometry import stack
 from cddnet.formats._dicom_pixels import SEND_AGAIN, frame_count, quiet, transfer_syntax_of
-from cddnet.formats._dicom_values import Vector, joined_text
+from cddnet.formats._dicom_values import Vector, directions, joined_text
 from cddnet.formats._finite import finite_hu
 from cddnet.formats._parametric import BYTES_PER_PIXEL, Quantity
 from cddnet.formats._stored import require_slice_size
@@ -120,6 +120,7 @@ def _frame(header: Dataset, path: Path, index: int) -> Frame:
     position = group_item(header, index, "PlanePositionSequence").ImagePositionPatient
     thickness_mm = measures.get("SliceThickness")
     row_mm, column_mm = map(float, measures.PixelSpacing)
+    across = directions(tuple(map(float, orientation)), path.name)
     if not (row_mm > 0 and column_mm > 0):
         raise ValueError("spacing")
     return Frame(
@@ -132,14 +133,15 @@ def _frame(header: Dataset, path: Path, index: int) -> Frame:
         spacing_mm=(row_mm, column_mm),
         thickness_mm=None if thickness_mm in (None, "") else float(thickness_mm),
         position_mm=_vector(position),
-        row_direction=_unit(orientation[:3]),
-        column_direction=_unit(orientation[3:]),
+        row_direction=across.row,
+        column_direction=across.column,
         slope=1.0,
         intercept=0.0,
         gantry_tilt_degrees=0.0,
         acquisition="",
         legal=(0, 0),
         padding=None,
+        rounded_digits=across.digits,
     )
 
 
@@ -148,12 +150,3 @@ def _vector(values: object) -> Vector:
     if not all(map(math.isfinite, (first, second, third))):
         raise ValueError("not finite")
     return first, second, third
-
-
-def _unit(values: object) -> Vector:
-    """To the length that the source's own reader gives its directions."""
-    found = _vector(values)
-    length = math.hypot(*found)
-    if abs(length - 1) > 1e-3:
-        raise ValueError("no unit vector")
-    return found[0] / length, found[1] / length, found[2] / length

@@ -6,6 +6,7 @@ refused; what slice-wise work may ignore becomes a note.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -129,7 +130,12 @@ def _checked_volume(chosen: Series, others: Sequence[Series]) -> CTVolume:
         if scanned.path in used:
             _require_pixels(scanned)
     slices = stack(chosen.frames, chosen.uid)
-    notes = (*slices.notes, *_content_notes(slices.frames), *_left_out(chosen, others))
+    notes = (
+        *slices.notes,
+        *_content_notes(slices.frames),
+        *_file_notes([scanned for scanned in chosen.files if scanned.path in used]),
+        *_left_out(chosen, others),
+    )
     headers = DicomHeaders(frames=slices.frames, enhanced=enhanced)
     return CTVolume(
         shape=(len(slices.frames), *slices.frames[0].size),
@@ -208,12 +214,26 @@ def _content_notes(frames: Sequence[Frame]) -> list[str]:
         notes.append("the images were compressed with loss before they came here")
     if len({frame.thickness_mm for frame in frames}) > 1:
         notes.append("slice thickness differs within the series")
+    digits = [frame.rounded_digits for frame in frames if frame.rounded_digits]
+    if digits:
+        # Three cosines, each off by half of its last digit.
+        degrees = math.degrees(3**0.5 * 0.5 * 10.0 ** -min(digits))
+        notes.append(
+            f"direction cosines have {min(digits)} decimals only, so the orientation is known to "
+            f"{degrees:.1g} degrees"
+        )
     step_hu = max(abs(frame.slope) for frame in frames)
     if step_hu > COARSE_STEP_HU:
         notes.append(f"values are stored in steps of {step_hu:g} HU, finer changes are lost")
     if any(str(frame.header.get("BurnedInAnnotation") or "") == "YES" for frame in frames):
         notes.append("text is burned into the images and will be processed with them")
     return notes
+
+
+def _file_notes(files: Sequence[Scanned]) -> list[str]:
+    """What was put right in the files that are used."""
+    commas = sorted({keyword for scanned in files for keyword in scanned.commas})
+    return [f"decimal commas were read as points in {', '.join(commas)}"] if commas else []
 
 
 def _left_out(chosen: Series, others: Sequence[Series]) -> list[str]:
