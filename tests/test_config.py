@@ -91,6 +91,37 @@ def test_a_folder_of_two_patients_or_listed_twice_is_refused(tmp_path, patients)
     assert "two sides" in message
 
 
+def test_a_cut_body_of_nobody_is_refused(tmp_path):
+    split = load_config(written(tmp_path, SPLIT | {"cut": ["A"]}), PatientSplit)
+    assert split.cut == ("A",)
+    assert "no side: Z" in refusal(written(tmp_path, SPLIT | {"cut": ["A", "Z"]}), PatientSplit)
+
+
+def test_both_splits_agree_on_the_patients_they_share():
+    """By folder, in case a patient had two names: those of the first lie in `ct` of the second."""
+
+    def sides(name):
+        split = load_config(CONFIGS / f"{name}.yaml", PatientSplit)
+        return split, {
+            folder: (side, patient)
+            for side in ("train", "validation", "test")
+            for patient, folders in getattr(split, side).items()
+            for folder in folders
+        }
+
+    _, first = sides("split_open_ct")
+    second, later = sides("split_open_ct_2")
+    shared = {folder: where for folder, where in later.items() if folder.startswith("ct/")}
+    assert len(shared) > 40
+    assert all(first[folder.removeprefix("ct/")] == where for folder, where in shared.items())
+    patients = {patient: side for side, patient in first.values()}
+    contiguous = {folder: where for folder, where in later.items() if folder not in shared}
+    assert all(folder == f"series/{patient}" for folder, (_, patient) in contiguous.items())
+    assert all(patients.get(patient, side) == side for side, patient in later.values())
+    assert patients.keys() <= {patient for _, patient in later.values()}
+    assert set(second.cut) == {patient for _, patient in later.values() if "STS" in patient}
+
+
 def test_a_good_split_is_read(tmp_path):
     split = load_config(written(tmp_path, SPLIT), PatientSplit)
     assert split.train == {"A": ("a1", "a2")}

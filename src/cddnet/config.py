@@ -31,6 +31,9 @@ class PatientSplit(BaseModel, frozen=True, extra="forbid"):
     train: dict[str, tuple[str, ...]] = Field(description="patient -> series folders")
     validation: dict[str, tuple[str, ...]] = Field(description="for choices")
     test: dict[str, tuple[str, ...]] = Field(description="for the final figures, no choice")
+    cut: tuple[str, ...] = Field(
+        (), description="patients whose slices cut the body: texture is right, depth is not"
+    )
 
     @model_validator(mode="after")
     def _sides_are_apart(self) -> PatientSplit:
@@ -41,6 +44,9 @@ class PatientSplit(BaseModel, frozen=True, extra="forbid"):
             twice = sorted({value for value in values if values.count(value) > 1})
             if twice:
                 raise ValueError(f"on two sides of the split or listed twice: {', '.join(twice)}")
+        unknown = sorted(set(self.cut) - set(patients))
+        if unknown:
+            raise ValueError(f"cut names patients that are on no side: {', '.join(unknown)}")
         return self
 
 
@@ -65,6 +71,13 @@ class NoiseRange(BaseModel, frozen=True, extra="forbid"):
     """What is drawn at random for each slice. Ranges around the calibrated scanner."""
 
     dose_fraction: tuple[float, float] = Field((0.1, 0.6), description="log-uniform")
+    own_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="slices given a fraction of their series' own dose, with its kernel; the "
+        "others of the calibrated scanner's",
+    )
     full_dose_share: float = Field(0.02, ge=0, le=1, description="slices left without added noise")
     photons: tuple[float, float] = Field((0.6, 1.5), description="times the calibrated flux")
     electronic_std: tuple[float, float] = Field((5.0, 15.0), description="photons per reading")
@@ -146,6 +159,12 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     loss: LossWeights = LossWeights()
     noise: NoiseRange = NoiseRange()
     lesions: LesionRange = LesionRange()
+    validation_dose: Literal["calibrated", "own"] = Field(
+        "calibrated", description="validate at a quarter of the calibrated or the series' own dose"
+    )
+    cut_bodies: bool = Field(
+        True, description="learn also from patients whose slices cut the body, by the split"
+    )
     depth_target: Literal["radiological", "euclidean", "shuffled"] = Field(
         "radiological", description="what the depth is to be; the other two are for ablations"
     )

@@ -169,6 +169,23 @@ def test_three_steps_change_every_network_and_are_the_same_twice(name, tmp_path)
             assert still or not same, weight
 
 
+def test_the_generator_of_wgan_warms_up_by_the_mean_absolute_error_alone():
+    """Of four steps the first two; then the critic learns, and the denoiser by it."""
+    recipe = chosen("wgan_vgg", steps=4, method_options={"warm_up": 0.5})
+    method = built(recipe)
+    for step in (1, 2, 3):
+        updates = Watched(recipe, method, step)
+        before = method.denoiser(pair().low_dose).image
+        terms = method.step(pair(), updates)
+        names = [name for name, *_ in updates.taken]
+        if step < 3:
+            assert names == ["denoiser"]
+            expected = (before - pair().full_dose).abs().mean()
+            torch.testing.assert_close(terms["total"], expected)
+        else:
+            assert names == ["critic"] * 4 + ["denoiser"]
+
+
 def gradients(network):
     """Those that the last update left; of a norm that nothing depends on, none."""
     found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in network.parameters()]

@@ -8,9 +8,10 @@ import torch
 
 from cddnet.config import NoiseRange, TrainConfig
 from cddnet.intensity.normalise import to_hu
-from cddnet.physics.beam import SliceGeometry
-from cddnet.physics.dose import rng_for
-from cddnet.training.pairs import FullDoseSlice, NoisyPairs, noisy
+from cddnet.physics.beam import Scanner, SliceGeometry
+from cddnet.physics.dose import add_noise, rng_for
+from cddnet.physics.kernel import Kernel
+from cddnet.training.pairs import FullDoseSlice, NoisyPairs, OwnNoise, noisy, own_low_dose
 
 CROP = 64
 SHAPE = (97, 83)
@@ -148,3 +149,68 @@ def test_kept_noise_is_read_and_only_for_the_same_ranges(tmp_path):
     other = draws(1, noise_folder=tmp_path, noise=NoiseRange(dose_fraction=(0.1, 0.2)))
     assert len(list(tmp_path.glob("*.npz"))) == 2
     assert not torch.equal(other[0].low_dose, plain[0].low_dose)
+
+
+# A dose far from the calibrated one; without electronic noise variances go with the inverse dose.
+OWN = OwnNoise(
+    Scanner(photons=4e7, electronic_std=0.0), Kernel(cutoff_per_mm=1.1), SliceGeometry(3.0, 1.0)
+)
+IN_THE_DISC = np.s_[29:69, 22:62]
+
+
+def own_variance(source):
+    """Of a measurement of the disc at its own dose."""
+    once = add_noise(
+        source.hu, OWN.geometry, rng_for("own", 0, 0), scanner=OWN.scanner, kernel=OWN.kernel
+    )
+    return (once.hu - source.hu)[IN_THE_DISC].var()
+
+
+def test_a_quarter_of_the_own_dose_inserts_three_times_the_own_variance():
+    """1600 pixels of correlated noise: a deviation of the ratio of about 0.3 at most."""
+    source = slice_of(0)._replace(own=OWN)
+    low_dose = own_low_dose(source, 0.25)
+    ratio = (low_dose - source.hu)[IN_THE_DISC].var() / own_variance(source)
+    assert ratio == pytest.approx(3.0, abs=0.9)
+    assert np.array_equal(low_dose, own_low_dose(source, 0.25))
+    with pytest.raises(ValueError, match="not measured"):
+        own_low_dose(slice_of(0), 0.25)
+
+
+def test_noise_is_drawn_of_the_own_dose_as_often_as_asked():
+    source = slice_of(0)._replace(own=OWN)
+    fixed = {"dose_fraction": (0.25, 0.25), "full_dose_share": 0.0}
+    expected = 3 * own_variance(source)
+
+    def ratios(source, share):
+        noise = NoiseRange(own_share=share, **fixed)
+        return [
+            (noisy(source, noise, rng_for("a", draw, 0)).hu - source.hu)[IN_THE_DISC].var()
+            / expected
+            for draw in range(12)
+        ]
+
+    assert all(0.7 < ratio < 1.3 for ratio in ratios(source, 1.0))
+    assert max(ratios(source, 0.0)) < 0.5
+    assert 1 <= sum(ratio > 0.5 for ratio in ratios(source, 0.5)) <= 11
+    # Where it was not measured, the calibrated scanner's.
+    assert ratios(slice_of(0), 1.0) == ratios(source, 0.0)
+
+
+def test_slices_that_cut_the_body_have_no_depth():
+    cut = SLICES[0]._replace(cut=True)
+    pair = next(iter(NoisyPairs([cut], config())))
+    assert pair.depth.isnan().all()
+    whole = next(iter(NoisyPairs(SLICES[:1], config())))
+    assert torch.equal(pair.low_dose, whole.low_dose)
+    assert whole.depth.isfinite().all()
+
+
+def test_slices_smaller_than_a_crop_are_mirrored_at_their_edges():
+    small = slice_of(0, (40, 50))
+    pair = next(iter(NoisyPairs([small], config())))
+    assert pair.low_dose.shape == pair.full_dose.shape == (1, CROP, CROP)
+    shown = to_hu(pair.full_dose).numpy()[0]
+    expected = np.pad(small.hu, [(0, 24), (0, 14)], "symmetric")
+    turns = [np.rot90(side, turn) for side in (expected, expected[:, ::-1]) for turn in range(4)]
+    assert min(np.abs(shown - turned).max() for turned in turns) < 1e-3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cddnet.errors import FormatError, GeometryError
-from cddnet.training.slices import calibrated_geometry, filled, full_dose_slices
+from cddnet.training.slices import calibrated_geometry, filled, full_dose_slices, slab_volume
 from cddnet.training.splits import load_slices
 from cddnet.volume import CTVolume
 
@@ -46,6 +46,43 @@ def test_slabs_stay_within_their_thickness(hu, slice_mm, thickness_mm, together)
     pieces = list(full_dose_slices(volume_of(hu, slice_mm, thickness_mm=thickness_mm)))
     assert len(pieces) == 12 // together
     assert np.abs(pieces[0].hu - hu[:together].mean(axis=0)).max() <= 1e-4
+
+
+def test_slabs_are_a_volume_of_the_same_slices(hu):
+    hu[:, 0] = -3024
+    positions = (0, 1, 2, 3, 4, 5, 6, 9, 10, 11, 12, 13)
+    volume = volume_of(
+        hu,
+        1.0,
+        positions_mm=tuple(map(float, positions)),
+        read_padding=lambda index: hu[index] == -3024,
+    )
+    slabs = slab_volume(volume)
+    pieces = list(full_dose_slices(volume))
+    assert slabs.shape == (3, 5, 7)
+    for index, piece in enumerate(pieces):
+        assert np.array_equal(filled(slabs, index), piece.hu)
+    assert slabs.slice_positions_mm() == (2.0, 5.5, 11.0)
+    assert (slabs.thickness_mm, slabs.series_uid) == (5.0, "1.2")
+
+
+def test_slices_carry_their_series_own_noise_and_whether_the_body_is_cut(hu, tmp_path):
+    for name in "abc":
+        (tmp_path / name).mkdir()
+
+    def read_all(folder):
+        return (volume_of(hu, 5.0, series_uid=folder.name),)
+
+    patients = {"A": ("a", "b"), "C": ("c",)}
+    loaded = load_slices(
+        patients, tmp_path, read_all, own=lambda volume: volume.series_uid, cut=["C"]
+    )
+    found = {(piece.own, piece.cut) for group in loaded.values() for piece in group}
+    assert found == {("a", False), ("b", False), ("c", True)}
+    plain = load_slices(patients, tmp_path, read_all)
+    assert {(piece.own, piece.cut) for group in plain.values() for piece in group} == {
+        (None, False)
+    }
 
 
 def test_every_slice_is_used_once(hu):

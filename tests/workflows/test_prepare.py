@@ -725,6 +725,14 @@ def test_the_command_says_what_it_made_and_checks_it(tree, tmp_path, monkeypatch
     assert "prepare the set again" in err
 
 
+def test_patients_who_cut_the_body_are_refused(tree, tmp_path):
+    """A prepared set would have their depth learned."""
+    patients = listed(tmp_path / "p.yaml", train={"A": ["a"]}, cut=["A"])
+    with pytest.raises(ConfigError, match="A cut the body"):
+        run(tree, tmp_path / "out", patients=patients)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_patients_file_may_file_real_pairs(tmp_path):
     source = mayo(tmp_path / "s")
     patients = listed(

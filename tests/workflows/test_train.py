@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from cddnet import models
 from cddnet.config import LossWeights, TrainConfig
@@ -14,13 +15,15 @@ from cddnet.losses.pixel import absolute, charbonnier, local_mean
 from cddnet.metrics.fidelity import psnr
 from cddnet.models import _weights
 from cddnet.models._output import Output
-from cddnet.physics.beam import SliceGeometry
-from cddnet.physics.dose import insert_noise, rng_for
+from cddnet.physics.beam import TYPICAL_SCANNER, SliceGeometry
+from cddnet.physics.dose import add_noise, insert_noise, rng_for
 from cddnet.training import engine, methods
 from cddnet.training.methods.supervised import losses
 from cddnet.training.pairs import FullDoseSlice, NoisyPairs, Pair
 from cddnet.training.processes import Processes
+from cddnet.volume import CTVolume
 from cddnet.workflows import train
+from cddnet.workflows._matching import own_noise
 
 SMALL = {"width": 4, "depth_width": 4}
 QUICK = {"crop": 64, "workers": 0}
@@ -65,6 +68,64 @@ def test_the_total_loss_is_the_weighted_sum_of_its_terms(error, rng):
     )
     total = losses(output, pair, weights)["total"]
     assert total.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_nothing_is_learned_of_a_depth_that_is_not_known(rng):
+    """Of two images the first cuts the body: only the second moves the estimated depth."""
+    image, depth, low, full, known = (
+        torch.from_numpy(rng.normal(size=(2, 1, 16, 16))).float() for _ in range(5)
+    )
+    known[0] = torch.nan
+    depth.requires_grad_()
+    total = losses(Output(image, depth), Pair(low, full, known), LossWeights())["total"]
+    total.backward()
+    assert torch.isfinite(total)
+    assert not depth.grad[0].any()
+    assert depth.grad[1].all()
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "cut_bodies", "learned"),
+    [
+        ("supervised", "cddnet", True, ["cut", "whole"]),
+        ("supervised", "cddnet", False, ["whole"]),
+        ("dual_task", "cddnet", True, ["whole"]),
+        ("cddnet_literal", "cddnet_published", True, ["whole"]),
+    ],
+)
+def test_who_needs_the_depth_does_not_learn_from_cut_bodies(
+    method, model, cut_bodies, learned, tmp_path, monkeypatch
+):
+    split = {"collections": [], "train": {"whole": ["a"], "cut": ["b"]}, "test": {}}
+    split |= {"validation": {"v": ["c"]}, "cut": ["cut"]}
+    (tmp_path / "split.yaml").write_text(yaml.safe_dump(split))
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    hu = tissue(1).hu
+    monkeypatch.setattr(
+        train, "read_all_series", lambda folder: (CTVolume.from_hu(hu, (5.0, 2.5, 2.5)),)
+    )
+    config = TrainConfig(split="split.yaml", method=method, model=model, cut_bodies=cut_bodies)
+    found = train._data(tmp_path / "recipe.yaml", config, tmp_path)
+    assert sorted(found.learned) == learned
+    assert all(item.cut == (name == "cut") for name in learned for item in found.learned[name])
+
+
+def test_validation_at_the_own_dose_is_that_of_simulate():
+    """A series with noise of a known level: a quarter of its dose has four times its variance."""
+    rng = np.random.default_rng(3)
+    clean = [np.full((128, 128), 40.0, np.float32) for _ in range(4)]
+    clean = np.where(np.hypot(*(np.indices((128, 128)) - 63.5)) < 55, clean, -1000.0)
+    scanner = replace(TYPICAL_SCANNER, photons=TYPICAL_SCANNER.photons / 20)
+    hu = np.stack([add_noise(one, SliceGeometry(1.5), rng, scanner=scanner).hu for one in clean])
+    volume = CTVolume.from_hu(hu.astype(np.float32), (5.0, 1.5, 1.5), thickness_mm=5.0)
+    own = own_noise(volume)
+    item = FullDoseSlice(volume.read_slice(0), SliceGeometry(1.5), "1.2.3", 0, own)
+    low_dose = train._low_dose(item, "own")
+    inside = np.s_[44:84, 44:84]
+    ratio = (low_dose - item.hu)[inside].var() / (hu[:, 44:84, 44:84] - 40).var()
+    assert ratio == pytest.approx(3.0, abs=0.9)
+    assert not np.array_equal(low_dose, train._low_dose(item, "calibrated"))
 
 
 def test_validation_is_the_psnr_of_the_quarter_dose():

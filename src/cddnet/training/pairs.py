@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -40,6 +40,14 @@ _MEASURED_DOSE = 0.25
 _NO_LESIONS = torch.zeros(0, 1, 1)
 
 
+class OwnNoise(NamedTuple):
+    """Physics that give a series more of its own noise: the scanner's dose is the series' own."""
+
+    scanner: Scanner
+    kernel: Kernel
+    geometry: SliceGeometry
+
+
 class Learnable(Protocol):
     """One slice to learn from, held in memory or read each time `hu` is asked for."""
 
@@ -51,6 +59,10 @@ class Learnable(Protocol):
     def series_uid(self) -> str: ...
     @property
     def slice_index(self) -> int: ...
+    @property
+    def own(self) -> OwnNoise | None: ...  # None where it was not measured
+    @property
+    def cut(self) -> bool: ...  # whether the body is cut, so that its depth is not known
 
 
 class FullDoseSlice(NamedTuple):
@@ -60,6 +72,8 @@ class FullDoseSlice(NamedTuple):
     geometry: SliceGeometry
     series_uid: str
     slice_index: int
+    own: OwnNoise | None = None
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +84,8 @@ class StoredSlice:
     geometry: SliceGeometry
     series_uid: str
     slice_index: int
+    own: OwnNoise | None = field(default=None, kw_only=True)
+    cut: bool = field(default=False, kw_only=True)
 
     @property
     def hu(self) -> NDArray[np.float32]:
@@ -85,7 +101,7 @@ class MeasuredPair(StoredSlice):
 
 class Pair(NamedTuple):
     """Crops in network range; depth is the radiological depth of the simulated beam, or what the
-    recipe puts in its place.
+    recipe puts in its place; NaN where it is not known.
 
     lesions: (S + 1, crop, crop) without lesions S = -1: the weights of each stratum, per unit, and
     the lesions themselves.
@@ -150,7 +166,7 @@ class NoisyPairs:
         folder, noise = self._config.noise_folder, self._config.noise
         if folder is None:
             return noisy(source, noise, rng)
-        known = (source.geometry, noise.model_dump_json(), rng.bit_generator.state)
+        known = (source.geometry, source.own, noise.model_dump_json(), rng.bit_generator.state)
         digest = hashlib.sha256(repr(known).encode() + source.hu.tobytes()).hexdigest()
         kept = folder / f"{digest}.npz"
         if not kept.exists():
@@ -169,6 +185,8 @@ class NoisyPairs:
         self, low_dose: NoisySlice, source: FullDoseSlice, rng: np.random.Generator
     ) -> NoisySlice:
         """With the depth that the recipe asks for."""
+        if source.cut:
+            return low_dose._replace(depth=np.full_like(low_dose.depth, np.nan))
         if self._config.depth_target == "euclidean":
             depth = euclidean_depth(source.hu, source.geometry.pixel_mm) / _EUCLIDEAN_UNIT_MM
             return low_dose._replace(depth=depth)
@@ -179,7 +197,9 @@ class NoisyPairs:
 
 def in_memory(source: Learnable) -> FullDoseSlice:
     """The slice, read once."""
-    return FullDoseSlice(source.hu, source.geometry, source.series_uid, source.slice_index)
+    return FullDoseSlice(
+        source.hu, source.geometry, source.series_uid, source.slice_index, source.own, source.cut
+    )
 
 
 def measured(source: MeasuredPair) -> NoisySlice:
@@ -190,10 +210,11 @@ def measured(source: MeasuredPair) -> NoisySlice:
 
 def noisy(source: Learnable, noise: NoiseRange, rng: np.random.Generator) -> NoisySlice:
     """The slice with noise drawn from the ranges, and the depth that the noisy slice shows."""
+    if source.own is not None and noise.own_share and rng.random() < noise.own_share:
+        return _own_noisy(source, source.own, noise, rng)
     sharp = rng.random() < noise.sharp_share
     cutoff = noise.sharp_cutoff_per_mm if sharp else noise.soft_cutoff_per_mm
-    drawn = float(np.exp(rng.uniform(*np.log(noise.dose_fraction))))
-    dose_fraction = 1.0 if rng.random() < noise.full_dose_share else drawn
+    dose_fraction = _drawn_dose(noise, rng)
     scanner = Scanner(
         photons=DEFAULT_SCANNER.photons * float(np.exp(rng.uniform(*np.log(noise.photons)))),
         electronic_std=rng.uniform(*noise.electronic_std),
@@ -217,6 +238,45 @@ def noisy(source: Learnable, noise: NoiseRange, rng: np.random.Generator) -> Noi
     return NoisySlice(hu, depth)
 
 
+def _own_noisy(
+    source: Learnable, own: OwnNoise, noise: NoiseRange, rng: np.random.Generator
+) -> NoisySlice:
+    dose_fraction = _drawn_dose(noise, rng)
+    hu = _own_dose(source.hu, own, dose_fraction, rng)
+    depth = radiological_depth(hu, own.geometry, dose_fraction=dose_fraction, scanner=own.scanner)
+    return NoisySlice(hu, depth)
+
+
+def _own_dose(
+    hu: NDArray[np.float32], own: OwnNoise, dose_fraction: float, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    inserted = insert_noise(
+        hu,
+        own.geometry,
+        rng,
+        dose_fraction=dose_fraction,
+        scanner=own.scanner,
+        kernel=own.kernel,
+    )
+    return np.maximum(inserted.hu, np.float32(SCANNER_FLOOR_HU))
+
+
+def _drawn_dose(noise: NoiseRange, rng: np.random.Generator) -> float:
+    drawn = float(np.exp(rng.uniform(*np.log(noise.dose_fraction))))
+    return 1.0 if rng.random() < noise.full_dose_share else drawn
+
+
+def own_low_dose(source: Learnable, dose_fraction: float) -> NDArray[np.float32]:
+    """The slice (H, W) in HU at a fraction of its series' own dose, cut at the scanner's floor.
+
+    Always the same noise for a slice.  Raises: ValueError where its own noise was not measured.
+    """
+    if source.own is None:
+        raise ValueError("the slice's own noise was not measured; load its series with `own`")
+    rng = rng_for(source.series_uid, source.slice_index, seed=0)
+    return _own_dose(source.hu, source.own, dose_fraction, rng)
+
+
 def calibrated_low_dose(source: Learnable, dose_fraction: float) -> NDArray[np.float32]:
     """The slice (H, W) in HU at a fraction of the calibrated dose: what quality is measured on.
 
@@ -233,6 +293,11 @@ def _crop(
     crop: int,
     rng: np.random.Generator,
 ) -> Pair:
+    if min(full_dose_hu.shape) < crop:
+        # Of a slice that was cropped itself: mirrored at its edges, texture stays what it is.
+        missing = [(0, max(0, crop - side)) for side in full_dose_hu.shape]
+        full_dose_hu = np.pad(full_dose_hu, missing, "symmetric")
+        maps = [np.pad(values, [(0, 0), *missing], "symmetric") for values in maps]
     height, width = full_dose_hu.shape
     for _ in range(_TRIES):
         row, column = rng.integers(height - crop + 1), rng.integers(width - crop + 1)

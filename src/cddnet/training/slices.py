@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -28,25 +29,53 @@ def full_dose_slices(volume: CTVolume) -> Iterator[FullDoseSlice]:
 
 def stored_slices(volume: CTVolume) -> Iterator[StoredSlice]:
     """As `full_dose_slices`, but each is read only when its HU are asked for, and not kept."""
+    for run in _runs(volume):
+        yield StoredSlice(
+            read=partial(_mean, volume, run),
+            geometry=calibrated_geometry(volume),
+            series_uid=volume.series_uid,
+            slice_index=run[0],
+        )
+
+
+def slab_volume(volume: CTVolume) -> CTVolume:
+    """The slices of `stored_slices` as a volume, so that their own noise can be measured.
+
+    Its slices are read on demand; those at the end of a run may be thinner than it says.
+    """
+    runs = _runs(volume)
+    spacing_mm = volume.spacing_mm[0]
+    longest = max(map(len, runs))
+    thickness_mm = (volume.thickness_mm or spacing_mm) + (longest - 1) * spacing_mm
+    positions_mm = volume.slice_positions_mm()
+    return replace(
+        volume,
+        shape=(len(runs), *volume.shape[1:]),
+        spacing_mm=(longest * spacing_mm, *volume.spacing_mm[1:]),
+        read_slice=lambda index: _mean(volume, runs[index]),
+        read_padding=None,
+        thickness_mm=thickness_mm,
+        positions_mm=tuple(float(np.mean([positions_mm[item] for item in run])) for run in runs),
+        headers=None,
+    )
+
+
+def _runs(volume: CTVolume) -> list[tuple[int, ...]]:
+    """Neighbours that are averaged, each slice in one run."""
     positions_mm = volume.slice_positions_mm()
     spacing_mm = volume.spacing_mm[0]
     together = max(1, int(_QUIET_MM // max(volume.thickness_mm or spacing_mm, spacing_mm)))
-    index = 0
-    while index < volume.shape[0]:
-        run = [index]
-        while (
-            len(run) < together
-            and run[-1] + 1 < volume.shape[0]
-            and abs(positions_mm[run[-1] + 1] - positions_mm[run[-1]] - spacing_mm) < 0.01
+    runs: list[list[int]] = []
+    for index in range(volume.shape[0]):
+        run = runs[-1] if runs else []
+        if (
+            0 < len(run) < together
+            and abs(positions_mm[index] - positions_mm[run[-1]] - spacing_mm) < 0.01
         ):
-            run.append(run[-1] + 1)
-        yield StoredSlice(
-            read=partial(_mean, volume, tuple(run)),
-            geometry=calibrated_geometry(volume),
-            series_uid=volume.series_uid,
-            slice_index=index,
-        )
-        index = run[-1] + 1
+            run.append(index)
+        else:
+            runs.append([index])
+    return [tuple(run) for run in runs]
 
 
 def _mean(volume: CTVolume, run: tuple[int, ...]) -> NDArray[np.float32]:

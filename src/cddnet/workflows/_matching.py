@@ -29,7 +29,8 @@ from cddnet.physics.beam import TYPICAL_SCANNER, Scanner, SliceGeometry
 from cddnet.physics.depth import predicted_noise_hu, radiological_depth
 from cddnet.physics.dose import insert_noise, rng_for
 from cddnet.physics.kernel import SHARP_KERNEL, SOFT_KERNEL, Kernel, fit_kernel, kernel_named
-from cddnet.training.slices import calibrated_geometry, filled
+from cddnet.training.pairs import OwnNoise
+from cddnet.training.slices import calibrated_geometry, filled, slab_volume
 from cddnet.volume import CTVolume
 
 _PROBED_SLICES = 16
@@ -130,6 +131,14 @@ def match_source(volume: CTVolume, *, kernel: str = "auto") -> SourceNoise:
         model_frequency_per_mm=model.mean_frequency_per_mm,
         basis=f"{origin}; {findings}; {_thickness(volume, geometry)} slices.",
     )
+
+
+def own_noise(volume: CTVolume) -> OwnNoise:
+    """What gives the slices that are learned from, which may be means of thin ones, more of their
+    own noise.  Raises: as `match_source`.
+    """
+    found = match_source(slab_volume(volume))
+    return OwnNoise(found.scanner, found.kernel, found.geometry)
 
 
 def quiet_slices(volume: CTVolume, geometry: SliceGeometry) -> list[FlatSlice]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cddnet import __version__
-from cddnet.config import PatientSplit, load_config
+from cddnet.config import ConfigError, PatientSplit, load_config
 from cddnet.errors import CddnetError, FormatError
 from cddnet.formats import dicom, read_volume
 from cddnet.training.leaks import described, require_apart
@@ -113,6 +113,12 @@ def prepare(source: Path, out: Path, options: PrepareOptions, progress: Progress
     """
     _require_sound(source, out, options)
     patients = None if options.patients is None else load_config(options.patients, PatientSplit)
+    if patients is not None and patients.cut:
+        raise ConfigError(
+            f"{options.patients}: {', '.join(patients.cut[:3])} cut the body, which a prepared set "
+            "cannot say; take them out, or name the file as `split` of a recipe and train from the "
+            "folder itself."
+        )
     layout = layout_of(source) if options.layout == "auto" else options.layout
     with resumable(out):
         request = _request(source, layout, options, patients)

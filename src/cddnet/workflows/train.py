@@ -39,11 +39,18 @@ from cddnet.models._grey_window import GreyWindow
 from cddnet.runtime import store
 from cddnet.training import engine, methods
 from cddnet.training.engine import Job
-from cddnet.training.pairs import Learnable, MeasuredPair, calibrated_low_dose, in_memory
+from cddnet.training.pairs import (
+    Learnable,
+    MeasuredPair,
+    calibrated_low_dose,
+    in_memory,
+    own_low_dose,
+)
 from cddnet.training.processes import joined
 from cddnet.training.splits import load_slices, prepared_slices
 from cddnet.training.store import PreparedSet, is_prepared
 from cddnet.workflows._appearing import appearing, remove_partial, resumable, write_whole
+from cddnet.workflows._matching import own_noise
 from cddnet.workflows._published_recipe import load_recipe
 from cddnet.workflows.denoise import denoise_slice
 
@@ -133,7 +140,9 @@ def train_from_config(
             slices=[item for group in found.learned.values() for item in group],
             folder=out,
             processes=processes,
-            validate=partial(_validated, patients=_checked_on(found.checked, config)),
+            validate=partial(
+                _validated, patients=_checked_on(found.checked, config), dose=config.validation_dose
+            ),
             keep_best=partial(writer.write, out / BEST),
             progress=options.progress if processes.is_first else TrainOptions().progress,
         )
@@ -252,9 +261,13 @@ def _digest(data: _Data) -> str:
 
 
 def _data(recipe: Path, config: TrainConfig, data: Path) -> _Data:
+    wants_own = config.noise.own_share > 0 or config.validation_dose == "own"
+    own = own_noise if wants_own else None
     if is_prepared(data):
         prepared = PreparedSet.open(data)
-        learned, checked = (prepared_slices(prepared, side) for side in ("train", "validation"))
+        learned, checked = (
+            prepared_slices(prepared, side, own=own) for side in ("train", "validation")
+        )
         if not learned or not checked:
             raise FormatError(
                 f"{data}: has {len(learned)} patients for training and {len(checked)} for "
@@ -274,9 +287,18 @@ def _data(recipe: Path, config: TrainConfig, data: Path) -> _Data:
             "cddnet prepare first."
         )
     split = load_config(recipe.parent / config.split, PatientSplit)
+    whole_alone = methods.needs_depth(config) or not config.cut_bodies
+    train, validation = (
+        {
+            name: folders
+            for name, folders in side.items()
+            if not whole_alone or name not in split.cut
+        }
+        for side in (split.train, split.validation)
+    )
     return _Data(
-        load_slices(split.train, data, read_all_series),
-        load_slices(split.validation, data, read_all_series),
+        load_slices(train, data, read_all_series, own=own, cut=split.cut),
+        load_slices(validation, data, read_all_series, own=own, cut=split.cut),
         {"collections": split.collections},
     )
 
@@ -291,7 +313,11 @@ class _Writer(NamedTuple):
         self, path: Path, network: nn.Module, step: int, validation: Mapping[str, float]
     ) -> None:
         """The card appears last: a run is finished when its card is there."""
-        measured = {"window_hu": _VALIDATION_WINDOW_HU, "dose": _VALIDATION_DOSE}
+        measured = {
+            "window_hu": _VALIDATION_WINDOW_HU,
+            "dose": _VALIDATION_DOSE,
+            "dose_of": self.config.validation_dose,
+        }
         recipe = self.config.model_dump(mode="json", exclude={"start"})
         with appearing(path.with_suffix(".json")), appearing(path) as part:
             _weights.save(
@@ -329,17 +355,18 @@ def _plain(network: nn.Module) -> nn.Module:
     return network.network if isinstance(network, GreyWindow) else network
 
 
-def _validated(network: nn.Module, patients: Slices) -> engine.Validation:
+def _validated(network: nn.Module, patients: Slices, dose: str = "calibrated") -> engine.Validation:
     usable = _in_float32(network)
-    found = validate(usable, patients)
+    found = validate(usable, patients, dose)
     first = next(iter(patients.values()))[0]
-    return engine.Validation(found.denoised_db, found._asdict(), partial(_picture, usable, first))
+    draw = partial(_picture, usable, first, dose)
+    return engine.Validation(found.denoised_db, found._asdict(), draw)
 
 
-def _picture(network: nn.Module, source: Learnable) -> NDArray[np.float32]:
+def _picture(network: nn.Module, source: Learnable, dose: str) -> NDArray[np.float32]:
     """Low dose, denoised and full dose side by side (H, 3 W), black at 0 and white at 1."""
     item = in_memory(source)
-    low_dose = _low_dose(source)
+    low_dose = _low_dose(source, dose)
     panels = (low_dose, _denoised(low_dose, network), item.hu)
     return hu_to_window(np.concatenate(panels, axis=1), _VALIDATION_WINDOW_HU)
 
@@ -350,28 +377,32 @@ def _checked_on(patients: Slices, config: TrainConfig) -> Slices:
     return {name: group[:: math.ceil(len(group) / most)] for name, group in patients.items()}
 
 
-def validate(network: nn.Module, patients: Slices) -> Validation:
-    """Whole slices at the calibrated quarter dose, or the real low dose where there is one."""
+def validate(network: nn.Module, patients: Slices, dose: str = "calibrated") -> Validation:
+    """Whole slices at a quarter of the calibrated or the series' own dose, as `dose` says, or the
+    real low dose where there is one.
+    """
     network.eval()
     before, after = [], []
     for group in patients.values():
-        scores = [_score(network, item) for item in group]
+        scores = [_score(network, item, dose) for item in group]
         before.append(np.mean([low for low, _ in scores]))
         after.append(np.mean([high for _, high in scores]))
     return Validation(float(np.mean(before)), float(np.mean(after)))
 
 
-def _score(network: nn.Module, source: Learnable) -> tuple[float, float]:
-    full_dose, low_dose = source.hu, _low_dose(source)
+def _score(network: nn.Module, source: Learnable, dose: str) -> tuple[float, float]:
+    full_dose, low_dose = source.hu, _low_dose(source, dose)
     return (
         psnr(full_dose, low_dose, window_hu=_VALIDATION_WINDOW_HU),
         psnr(full_dose, _denoised(low_dose, network), window_hu=_VALIDATION_WINDOW_HU),
     )
 
 
-def _low_dose(source: Learnable) -> NDArray[np.float32]:
+def _low_dose(source: Learnable, dose: str) -> NDArray[np.float32]:
     if isinstance(source, MeasuredPair):
         return source.read_low_dose()
+    if dose == "own":
+        return own_low_dose(in_memory(source), _VALIDATION_DOSE)
     return calibrated_low_dose(in_memory(source), _VALIDATION_DOSE)
 
 

@@ -2,9 +2,10 @@
 
 A scheme is one file with `build(config, denoiser) -> Method`. Where it has options of its own, it
 has `Options` (pydantic, frozen, extra="forbid") and reads the recipe's `method_options` by
-`options_of`; where it reads the recipe's `loss`, it says `USES_LOSS = True`. The engine owns data,
-precision, clipping, averaging, checkpoints, log and processes; the method owns the losses and the
-order of its updates.
+`options_of`; where it reads the recipe's `loss`, it says `USES_LOSS = True`; where it learns the
+depth of every slice, `NEEDS_DEPTH = True`: it is not given slices that cut the body. The engine
+owns data, precision, clipping, averaging, checkpoints, log and processes; the method owns the
+losses and the order of its updates.
 """
 
 from __future__ import annotations
@@ -100,6 +101,11 @@ def build(config: TrainConfig, denoiser: nn.Module) -> Method:
         raise ConfigError(f"method '{config.method}' has no options; take `method_options` out.")
     method: Method = module.build(config, denoiser)
     return method
+
+
+def needs_depth(config: TrainConfig) -> bool:
+    """Whether the recipe's method, which `build` has taken, learns the depth of every slice."""
+    return bool(getattr(plugins.load("training.methods", config.method), "NEEDS_DEPTH", False))
 
 
 def options_of(config: TrainConfig, kind: type[Checked]) -> Checked:

@@ -65,6 +65,8 @@ from cddnet.training.methods._teacher import read_teacher
 from cddnet.training.methods._vgg19 import as_imagenet, read_weights
 from cddnet.training.pairs import Pair
 
+NEEDS_DEPTH = True
+
 _LOWEST_RATE = 1e-6
 _PARTNER_DEPTH, _CONTRAST = 0.01, 0.01
 _LARGEST_RATIO = 10.0

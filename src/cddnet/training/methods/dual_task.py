@@ -44,7 +44,7 @@ from cddnet.training.methods._vgg19 import VGG19_SHA256, as_imagenet, read_weigh
 from cddnet.training.methods.supervised import losses, relative_to_noise
 from cddnet.training.pairs import Pair
 
-USES_LOSS = True
+USES_LOSS = NEEDS_DEPTH = True
 
 # The window of the published training images.
 _BLACK_HU, _WHITE_HU = -700.0, 300.0

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
@@ -59,7 +60,11 @@ def losses(output: Output, pair: Pair, weights: LossWeights) -> dict[str, Tensor
     terms = {"image": image, "local_mean": mean}
     total = weights.image * image + weights.local_mean * mean
     if output.depth is not None:
-        terms["depth"] = absolute(output.depth.to(pair.depth.dtype), pair.depth)
+        depth = output.depth.to(pair.depth.dtype)
+        # Where the body is cut the depth is not known, and nothing is learned of it.
+        terms["depth"] = absolute(
+            depth, torch.where(pair.depth.isnan(), depth.detach(), pair.depth)
+        )
         total = total + weights.depth * terms["depth"]
     if weights.lesion_bias:
         terms["lesion_bias"] = lesion_bias(output.image.to(pair.full_dose.dtype), pair)

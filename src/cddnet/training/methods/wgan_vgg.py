@@ -5,10 +5,12 @@ and ReLU, from a file of the user's; or those of our own shipped network, which 
 none. What ran is named for it (`label`): without VGG19 it is not WGAN-VGG.
 
 Differs from the paper: the critic's updates of one step see the same crops, each between other
-points of real and fake. Differs from public PyTorch forms: the critic's gradient is that of one
-update, not the sum over them; images enter VGG19 with ImageNet's mean and deviation, as torchvision
-trained it. The authors give it grey levels times 255, less a mean, with weights of Caffe: features
-then have another scale, so that equal weights of the loss are not equal trainings.
+points of real and fake. The generator has no shortcut and starts black, where the critic teaches it
+nothing: in the first `warm_up` of the steps it learns by the mean absolute error alone. Differs
+from public PyTorch forms: the critic's gradient is that of one update, not the sum over them;
+images enter VGG19 with ImageNet's mean and deviation, as torchvision trained it. The authors give
+it grey levels times 255, less a mean, with weights of Caffe: features then have another scale, so
+that equal weights of the loss are not equal trainings.
 """
 
 # Shapes: B batch, H row, W column; images (B, 1, H, W) in network range; `grey` is 0..1 of the
@@ -28,6 +30,7 @@ from torch.optim import Optimizer
 from cddnet.config import TrainConfig
 from cddnet.losses.adversarial import gradient_penalty, wasserstein_critic, wasserstein_generator
 from cddnet.losses.perceptual import Convention, feature_distance
+from cddnet.losses.pixel import absolute
 from cddnet.models import _weights, wgan_vgg
 from cddnet.models._features import FeatureNetwork
 from cddnet.training.methods import Updates, adamw, frozen, like, options_of
@@ -38,6 +41,13 @@ _OWN = "cddnet@1"
 
 
 class Options(BaseModel, frozen=True, extra="forbid"):
+    warm_up: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the steps, the first, in which the denoiser learns by the mean "
+        "absolute error alone; 0 as published",
+    )
     critic_updates: int = Field(4, gt=0, description="of the critic for each of the denoiser")
     penalty: float = Field(10.0, ge=0, description="weight of the gradient penalty, in grey levels")
     perceptual: float = Field(0.1, ge=0, description="weight of the distance of features")
@@ -69,6 +79,7 @@ class WganVgg:
 
     def __init__(self, config: TrainConfig, denoiser: nn.Module) -> None:
         self._options = options_of(config, Options)
+        self._warm_up_steps = int(self._options.warm_up * config.steps)
         self.label = self._options.label
         whose = denoiser.config if isinstance(denoiser, wgan_vgg.Generator) else wgan_vgg.Config()
         critic = wgan_vgg.build_critic(whose, config.crop)
@@ -87,6 +98,10 @@ class WganVgg:
         with updates.autocast():
             output = updates.network("denoiser")(pair.low_dose)
         denoised = output.image.to(pair.full_dose.dtype)
+        if updates.step <= self._warm_up_steps:
+            error = absolute(denoised, pair.full_dose)
+            updates.minimise("denoiser", error)
+            return {"absolute": error, "total": error}
         for _ in range(self._options.critic_updates):
             terms = self._teach_critic(pair.full_dose, denoised.detach(), updates)
         return terms | self._teach_denoiser(pair.full_dose, denoised, updates)
