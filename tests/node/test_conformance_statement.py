@@ -38,6 +38,7 @@ def test_exactly_the_statuses_of_c_store_are_listed():
         arriving.DOES_NOT_MATCH,
         arriving.CANNOT_UNDERSTAND,
         arriving.NOT_AUTHORISED,
+        arriving.PROCESSING_FAILURE,
     )
     assert told == {receive.SUCCESS, *codes}
 

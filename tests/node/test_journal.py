@@ -193,6 +193,50 @@ def test_a_failing_write_fails_alone_in_what_it_tells(tmp_path):
     assert database.number("SELECT count(*) FROM audit") == 1
 
 
+def test_one_write_that_cannot_be_made_fails_alone(tmp_path):
+    """Of writes that share a transaction, all but the poisoned one are kept and confirmed."""
+    journal, _ = opened(tmp_path, Clock())
+    numbers, outcomes, gate = count(), {}, threading.Barrier(9)
+
+    def accept(number):
+        gate.wait()
+        poison = {"expected": 1 << 70} if number == 4 else {}
+        try:
+            outcomes[number] = journal.accept(instance(number, **poison))
+        except OverflowError as error:
+            outcomes[number] = error
+
+    threads = [threading.Thread(target=accept, args=(next(numbers),)) for _ in range(8)]
+    with journal.database.unchanged():
+        # While this holds the journal, all of them come to wait for one transaction.
+        for thread in threads:
+            thread.start()
+        gate.wait()
+        while len(journal.database._waiting) < 8:
+            threading.Event().wait(0.001)
+    for thread in threads:
+        thread.join()
+    assert isinstance(outcomes.pop(4), OverflowError)
+    assert len(outcomes) == 7
+    assert not any(isinstance(outcome, Exception) for outcome in outcomes.values())
+    assert journal.counts()["instances"] == 7
+
+
+def test_a_commit_that_fails_leaves_the_journal_usable(tmp_path):
+    """SQLite's own limit on pages stands for a full disk."""
+    database = Database(tmp_path / "j")
+    line = (
+        "INSERT INTO audit (at, what, series, caller, weights, count) "
+        "VALUES (0, 'x', '', '', hex(zeroblob(9000)), 0)"
+    )
+    database.rows(f"PRAGMA max_page_count={database.number('PRAGMA page_count') + 2}")
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        database.together(lambda connection: connection.execute(line))
+    database.rows("PRAGMA max_page_count=1000000")
+    database.together(lambda connection: connection.execute(line))
+    assert database.number("SELECT count(*) FROM audit") == 1
+
+
 def test_a_series_is_complete_when_quiet_or_counted_never_before(tmp_path):
     clock = Clock()
     journal, _ = opened(tmp_path, clock)

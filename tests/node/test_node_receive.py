@@ -31,7 +31,7 @@ from small_node import FAMILY, archive_at, associate, ct, node_config, send, sta
 from cddnet.node.receive.receiver import Receiver
 from cddnet.node.store import images
 
-FULL, MISMATCH, DAMAGED, FORBIDDEN = 0xA700, 0xA900, 0xC000, 0x0124
+FULL, MISMATCH, DAMAGED, FORBIDDEN, FAILURE = 0xA700, 0xA900, 0xC000, 0x0124, 0x0110
 
 
 # The library leaves sockets of connections that broke to the garbage collector.
@@ -281,6 +281,28 @@ def test_a_journal_that_fails_means_no_success(listening, monkeypatch):
     monkeypatch.undo()
     assert kept(station) == []
     assert send(port(station), [ct(0)]) == [0]
+
+
+def test_an_error_that_nothing_names_has_a_status_too_and_leaves_nothing(listening, monkeypatch):
+    station = listening()
+
+    def broken(instance):
+        raise OverflowError("too large to convert")
+
+    monkeypatch.setattr(station.journal, "accept", broken)
+    assert send(port(station), [ct(0)]) == [FAILURE]
+    monkeypatch.undo()
+    assert kept(station) == []
+    assert send(port(station), [ct(0)]) == [0]
+
+
+def test_a_count_of_slices_beyond_reason_is_taken_as_none(listening):
+    station = listening()
+    counts = ["999999999999", "-5", "3"]
+    slices = [ct(0, n, NumberOfSeriesRelatedInstances=text) for n, text in enumerate(counts, 1)]
+    assert send(port(station), slices) == [0, 0, 0]
+    rows = station.journal.database.rows("SELECT expected FROM series ORDER BY series_uid")
+    assert [row["expected"] for row in rows] == [0, 0, 3]
 
 
 def test_two_senders_of_the_same_slices_at_once(listening):

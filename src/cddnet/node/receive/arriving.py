@@ -16,9 +16,12 @@ OUT_OF_RESOURCES = 0xA700
 DOES_NOT_MATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
 NOT_AUTHORISED = 0x0124
+PROCESSING_FAILURE = 0x0110
 
 LARGEST_FRAME_PIXELS = 1 << 26
 MOST_FRAMES = 1 << 16
+# A larger count is a mistake of the sender, and is taken as not stated.
+MOST_SLICES = 1 << 20
 PIXEL_GROUP = 0x7FE0
 # SOP class, SOP instance, study, series; instances in the series; what tells the length of pixels.
 CLASS, INSTANCE, STUDY, SERIES = 0x00080016, 0x00080018, 0x0020000D, 0x0020000E
@@ -80,9 +83,8 @@ def arriving(data: BytesIO, syntax: UID, announced: tuple[str, str]) -> Arriving
     if (texts[CLASS], texts[INSTANCE]) != announced:
         raise Refused(DOES_NOT_MATCH, "wrong_class")
     _require_pixels(sizes, len(data.getbuffer()) - data.tell(), syntax)
-    return Arriving(
-        texts[CLASS], texts[INSTANCE], texts[STUDY], texts[SERIES], max(0, sizes[EXPECTED])
-    )
+    expected = sizes[EXPECTED] if 0 <= sizes[EXPECTED] <= MOST_SLICES else 0
+    return Arriving(texts[CLASS], texts[INSTANCE], texts[STUDY], texts[SERIES], expected)
 
 
 def _require_pixels(sizes: dict[int, int], left: int, syntax: UID) -> None:

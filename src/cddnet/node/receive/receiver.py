@@ -20,7 +20,12 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
-from cddnet.node.receive.arriving import NOT_AUTHORISED, OUT_OF_RESOURCES, Refused
+from cddnet.node.receive.arriving import (
+    NOT_AUTHORISED,
+    OUT_OF_RESOURCES,
+    PROCESSING_FAILURE,
+    Refused,
+)
 from cddnet.node.receive.inflow import Budget, Inflow, guard
 from cddnet.node.receive.intake import KINDS, PREAMBLE, SYNTAXES, Intake, Sent
 from cddnet.node.settings.config import ANY_CALLER
@@ -142,6 +147,10 @@ class Receiver:
         except (OSError, sqlite3.Error) as error:
             full = isinstance(error, sqlite3.Error) or error.errno in FULL
             status, reason = OUT_OF_RESOURCES, "full" if full else "other"
+            station.log.error("refused", error, reason=reason, status=status)
+        except Exception as error:
+            # Without this the library would answer with a status of its own.
+            status, reason = PROCESSING_FAILURE, "other"
             station.log.error("refused", error, reason=reason, status=status)
         else:
             if self._full:

@@ -125,10 +125,12 @@ class Database:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                # A full disk may have ended it already; one left open would block all that follow.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
 
     def together(self, write: Write) -> None:
         """Run a write in a transaction that it may share with those of other threads.
@@ -148,17 +150,30 @@ class Database:
 
     def _commit(self, taken: list[_Waiting]) -> None:
         try:
-            with self.transaction() as connection:
+            if len(taken) == 1 or not self._written(taken):
+                # One by one: a write that cannot be made fails alone.
                 for item in taken:
-                    item.write(connection)
+                    self._written([item])
         except BaseException as error:
             for item in taken:
                 item.error = error
-            if not isinstance(error, Exception):
-                raise
+            raise
         finally:
             for item in taken:
                 item.done = True
+
+    def _written(self, items: Sequence[_Waiting]) -> bool:
+        """Make some writes in one transaction; where that fails, all of them keep the error."""
+        error: Exception | None = None
+        try:
+            with self.transaction() as connection:
+                for item in items:
+                    item.write(connection)
+        except Exception as failure:
+            error = failure
+        for item in items:
+            item.error = error
+        return error is None
 
     def close(self) -> None:
         """Close the file; a later use fails."""
