@@ -4,6 +4,9 @@ Above 300 lines: all look at the same derived series.
 """
 
 import shutil
+import sqlite3
+import threading
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -214,13 +217,14 @@ def test_killed_before_any_step_it_goes_on_to_the_same_objects(tmp_path, monkeyp
     whole, steps = life(tmp_path / "whole", 0)
     assert len(whole) == 2
     assert steps >= 10
-    # Before the decision, the first step, the date of the first run is not fixed yet.
+    # The first two steps note that the deciding begins, and what was decided: before the second
+    # has been made, the date of the first run is not fixed.
     same = 0
     for number in range(1, steps + 1):
         found, _ = life(tmp_path / f"{number}", number)
         assert set(found) == set(whole)
         same += found == whole
-    assert same == steps - 1
+    assert same == steps - 2
 
 
 def test_a_series_that_is_no_ct_in_hu_is_refused_with_its_reason(station, clock):
@@ -296,6 +300,179 @@ def test_what_passes_is_tried_again_and_then_left_to_a_person(station, clock):
     worked(station, clock)
     assert len(results(station)) == 1
     assert station.journal.queue()[0].error == ""
+
+
+def dying(station, clock, place, monkeypatch):
+    """Begin to work, and end as a killed process would; returns the folder opened again."""
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        if place == "deciding":
+            patched.setattr(worker, "facts_of", killed)
+        with suppress(Killed):
+            worked(station, clock, killed)
+    config = station.config
+    station.close()
+    return station_at(config, clock)
+
+
+@pytest.mark.parametrize("place", ["deciding", "making"])
+def test_after_three_deaths_a_series_waits_for_a_person_and_the_rest_goes_on(
+    tmp_path, clock, place, monkeypatch
+):
+    station = station_at(node_config(tmp_path / "n"), clock)
+    received(station, [ct(0)])
+    if place == "making":
+        clock.now += 100
+        (due,) = station.journal.due(1)
+        station.journal.decide(due, "all", [Order(destinations=("pacs",)).model_dump(mode="json")])
+    key = station.journal.queue()[0].key
+    for _ in range(2):
+        station = dying(station, clock, place, monkeypatch)
+        assert station.journal.queue()[0].state != "failed"
+    received(station, [ct(1)])
+    station = dying(station, clock, place, monkeypatch)
+    (row,) = station.journal.queue()
+    assert row.state == "failed", "a late slice does not start the count anew"
+    assert "3 times" in row.error
+    assert '"reason": "died"' in station.told.getvalue()
+    received(station, [ct(0, series=2)])
+    received(station, [ct(2)])
+    worked(station, clock)
+    states = {row.key: row.state for row in station.journal.queue()}
+    assert states.pop(key) == "failed", "nor does one let it begin again"
+    assert list(states.values()) == ["sending"]
+    assert station.journal.retry(key)
+    worked(station, clock)
+    row = next(row for row in station.journal.queue() if row.key == key)
+    assert (row.state, row.error, row.received) == ("sending", "", 3)
+    assert len(results(station)) == 4
+    station.close()
+
+
+def test_a_stop_in_order_is_no_death(tmp_path, clock):
+    station = station_at(node_config(tmp_path / "n"), clock)
+    received(station, [ct(0)])
+    clock.now += 100
+    (due,) = station.journal.due(1)
+    station.journal.decide(due, "all", [Order(destinations=("pacs",)).model_dump(mode="json")])
+    stop = threading.Event()
+    stop.set()
+    for _ in range(5):
+        assert Worker(station, shifted).step(stop), "it was begun, and stopped before its slice"
+        config = station.config
+        station.close()
+        station = station_at(config, clock)
+    assert results(station) == {}
+    worked(station, clock)
+    assert len(results(station)) == 1
+    station.close()
+
+
+def test_a_series_that_comes_further_at_each_death_is_not_set_aside(tmp_path, clock, monkeypatch):
+    monkeypatch.setattr(worker, "AT_ONCE", 1)
+
+    def killed_at_the_second_slice(volume, output):
+        read = iter([volume.read_slice])
+
+        def read_slice(index):
+            for first in read:
+                return first(index)
+            raise Killed
+
+        return shifted(replace(volume, read_slice=read_slice), output)
+
+    station = station_at(node_config(tmp_path / "n"), clock)
+    received(station, [ct(index) for index in range(6)])
+    for count in range(1, 6):
+        # The process ends without a chance to tidy up, so nothing may be noted on the way out.
+        with monkeypatch.context() as patched, suppress(Killed):
+            save = Worker._save
+            patched.setattr(Worker, "_save", lambda *told: save(*told) if told[2] else None)
+            worked(station, clock, killed_at_the_second_slice)
+        config = station.config
+        station.close()
+        station = station_at(config, clock)
+        assert len(results(station)) == count
+    worked(station, clock)
+    assert len(results(station)) == 6
+    station.close()
+
+
+def test_nothing_stays_under_way_where_its_end_cannot_be_noted(station, clock, monkeypatch):
+    """A disk that is full while the end is noted, then has room again: made, and only once."""
+    received(station, [ct(0), ct(1)])
+    monkeypatch.setattr(station.journal, "finish", _full)
+    clock.now += 100
+    with pytest.raises(sqlite3.OperationalError):
+        while Worker(station, shifted).step():
+            pass
+    monkeypatch.undo()
+    calls = []
+
+    def counted(volume, output):
+        calls.append(1)
+        return shifted(volume, output)
+
+    for _ in range(3):
+        worked(station, clock, counted)
+    (row,) = station.journal.queue()
+    assert (row.state, row.outputs[0].destinations) == ("sending", {"pacs": (2, 0, 0)})
+    assert row.error == ""
+    assert len(calls) == 1
+
+
+def _full(*_, **__):
+    raise sqlite3.OperationalError("database or disk is full")
+
+
+def test_a_text_that_cannot_be_encoded_is_kept_as_far_as_it_can(station, clock):
+    def broken(volume, output):
+        raise DicomError("kernel \ud800 is unknown.")
+
+    received(station, [ct(0)])
+    worked(station, clock, broken)
+    (row,) = station.journal.queue()
+    assert (row.state, row.error) == ("refused", "kernel ? is unknown.")
+
+
+def test_a_series_that_cannot_be_decided_on_holds_up_no_other(station, clock, monkeypatch):
+    """An error that nobody foresaw: tried three times, then left to a person; nothing is deleted."""
+    before, calls = worker.facts_of, []
+
+    def broken(files, caller):
+        if len(files) == 1:
+            calls.append(1)
+            raise RecursionError
+        return before(files, caller)
+
+    monkeypatch.setattr(worker, "facts_of", broken)
+    received(station, [ct(0)])
+    clock.now += 1
+    received(station, [ct(0, series=2), ct(1, series=2)])
+    for _ in range(5):
+        worked(station, clock)
+    assert len(calls) == worker.ATTEMPTS
+    rows = {row.received: row for row in station.journal.queue()}
+    assert (rows[1].state, rows[1].error) == ("failed", "RecursionError")
+    assert rows[2].state == "sending"
+    assert station.deliveries.disposable() == []
+    monkeypatch.undo()
+    assert station.journal.retry(rows[1].key)
+    worked(station, clock)
+    assert len(results(station)) == 3
+
+
+def test_an_image_that_is_gone_is_no_full_disk(station, clock):
+    received(station, [ct(0)])
+    next((station.config.folder / "inbox").rglob("*.dcm")).unlink()
+    for _ in range(5):
+        worked(station, clock)
+    (row,) = station.journal.queue()
+    assert row.state in ("failed", "refused")
+    assert row.error
 
 
 def test_an_unexpected_error_tells_nothing_of_the_patient(station, clock):

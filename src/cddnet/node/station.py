@@ -13,7 +13,7 @@ from cddnet.errors import CddnetError
 from cddnet.node.settings.config import NodeConfig
 from cddnet.node.store.deliveries import Deliveries
 from cddnet.node.store.images import GB, Images, Room, free_bytes
-from cddnet.node.store.journal import Journal
+from cddnet.node.store.journal import MOST_DEATHS, Journal
 from cddnet.node.store.secret import Pseudonyms
 from cddnet.node.watch.log import NodeLog
 from cddnet.node.watch.metrics import NodeMetrics
@@ -50,10 +50,12 @@ class Station:
         room = Room(config.quota_gb * GB, config.smallest_free_gb * GB)
         self.images = Images(folder, room, around.free)
         self.metrics = NodeMetrics(self.journal, config, self.images.used_bytes)
-        again = self.journal.recover()
+        recovered = self.journal.recover()
         left = self.images.prepare(self.journal.files())
-        if again or left:
-            self.log.event("recovered", count=again, left=left)
+        if recovered.again or left:
+            self.log.event("recovered", count=recovered.again, left=left)
+        for series_uid in recovered.given_up:
+            self.log.event("failed", series=series_uid, reason="died", attempts=MOST_DEATHS)
 
     def close(self) -> None:
         """Close the journal and let another node have the folder."""

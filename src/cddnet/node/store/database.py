@@ -11,46 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cddnet.errors import CddnetError
+from cddnet.node.store.schema import STEPS, VERSION
 
 Write = Callable[[sqlite3.Connection], None]
-VERSION = 1
-SCHEMA = """
-CREATE TABLE instances (
-  sop_uid TEXT PRIMARY KEY, series_uid TEXT NOT NULL, sop_class TEXT NOT NULL,
-  file TEXT NOT NULL, size INTEGER NOT NULL, sha256 TEXT NOT NULL,
-  caller TEXT NOT NULL, received_at REAL NOT NULL, purged_at REAL) WITHOUT ROWID;
-CREATE INDEX instances_series ON instances (series_uid);
-CREATE TABLE series (
-  series_uid TEXT PRIMARY KEY, key TEXT NOT NULL UNIQUE, state TEXT NOT NULL,
-  generation INTEGER NOT NULL, expected INTEGER NOT NULL, caller TEXT NOT NULL,
-  first_at REAL NOT NULL, last_at REAL NOT NULL, frozen TEXT, reason TEXT NOT NULL DEFAULT '')
-  WITHOUT ROWID;
-CREATE INDEX series_state ON series (state);
-CREATE TABLE outputs (
-  output_key TEXT PRIMARY KEY, series_uid TEXT NOT NULL, place INTEGER NOT NULL,
-  spec TEXT NOT NULL, generation INTEGER NOT NULL, state TEXT NOT NULL,
-  attempts INTEGER NOT NULL DEFAULT 0, next_at REAL NOT NULL DEFAULT 0,
-  error TEXT NOT NULL DEFAULT '', done INTEGER NOT NULL DEFAULT 0,
-  total INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
-CREATE INDEX outputs_series ON outputs (series_uid);
-CREATE INDEX outputs_state ON outputs (state, next_at);
-CREATE TABLE objects (
-  sop_uid TEXT PRIMARY KEY, output_key TEXT NOT NULL, source_uid TEXT NOT NULL,
-  recipe TEXT NOT NULL, sop_class TEXT NOT NULL, file TEXT NOT NULL, size INTEGER NOT NULL,
-  sha256 TEXT NOT NULL, weights TEXT NOT NULL, made_at REAL NOT NULL) WITHOUT ROWID;
-CREATE INDEX objects_output ON objects (output_key, recipe);
-CREATE TABLE sends (
-  number INTEGER PRIMARY KEY, sop_uid TEXT NOT NULL, destination TEXT NOT NULL,
-  state TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, next_at REAL NOT NULL DEFAULT 0,
-  error TEXT NOT NULL DEFAULT '', transaction_uid TEXT, changed_at REAL NOT NULL,
-  UNIQUE (sop_uid, destination));
-CREATE INDEX sends_due ON sends (destination, state, next_at);
-CREATE INDEX sends_transaction ON sends (transaction_uid);
-CREATE TABLE audit (
-  number INTEGER PRIMARY KEY, at REAL NOT NULL, what TEXT NOT NULL, series TEXT NOT NULL,
-  caller TEXT NOT NULL, weights TEXT NOT NULL, count INTEGER NOT NULL,
-  object TEXT NOT NULL DEFAULT '', destination TEXT NOT NULL DEFAULT '');
-"""
 
 
 class _Waiting:
@@ -91,16 +54,18 @@ class Database:
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "temp_store=MEMORY"):
             self._connection.execute(f"PRAGMA {pragma}")
         (found,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if found == 0:
-            self._connection.executescript(
-                f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={VERSION}; COMMIT"
-            )
-        elif found != VERSION:
+        if found > VERSION:
             self._connection.close()
             raise CddnetError(
                 f"{self.path}: is a journal of version {found}, this node writes {VERSION}; "
                 "use the version of cddnet that made it."
             )
+        if found < VERSION:
+            with self.transaction() as connection:
+                for step in STEPS[found:]:
+                    for statement in step:
+                        connection.execute(statement)
+                connection.execute(f"PRAGMA user_version={VERSION}")
 
     def rows(self, sql: str, values: Sequence[object] = ()) -> list[sqlite3.Row]:
         """What a query finds."""

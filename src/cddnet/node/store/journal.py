@@ -1,8 +1,12 @@
 """What the node knows: instances, series and their outputs, each change whole and on the disk.
 
-States of a series: receiving -> complete | ignored | refused, and purged once its images went.
-States of an output: waiting -> processing -> ready | refused | failed. What destinations have is
-in `deliveries`. Every step is one transaction, so that a crash lies before or after it.
+States of a series: receiving -> complete | ignored | refused | failed, and purged once its images
+went.  States of an output: waiting -> processing -> ready | refused | failed.  What failed waits for
+a person.  What destinations have is in `deliveries`.  Every step is one transaction, so that a crash
+lies before or after it.
+
+Work on a series or an output is noted before it begins. Where the node ends without noting the end
+of the work, the next start counts a death; after `MOST_DEATHS` without progress it is set aside.
 """
 
 from __future__ import annotations
@@ -15,9 +19,30 @@ from pathlib import Path
 
 from cddnet.node.store import overview
 from cddnet.node.store.database import Database
-from cddnet.node.store.records import Arrival, Due, End, Instance, Job, Made, SeriesRow, Version
+from cddnet.node.store.records import (
+    Arrival,
+    Due,
+    End,
+    Instance,
+    Job,
+    Made,
+    Recovered,
+    SeriesRow,
+    Version,
+)
 from cddnet.node.store.retry import retry
 from cddnet.node.store.secret import Pseudonyms
+
+MOST_DEATHS = 3
+DIED = (
+    f"the node ended {MOST_DEATHS} times while it worked on this series, and leaves it alone now; "
+    "look at the log and at the memory of the machine, then retry."
+)
+# A series or output that waits for a person, whatever slices come.
+SET_ASIDE = f"state='failed' AND deaths >= {MOST_DEATHS}"
+# Of a series whose deciding came to an end.
+SETTLED = "deciding=0, deaths=0, attempts=0, next_at=0"
+UNFINISHED = "the work on it ended and could not be noted; it is tried again. Look at the log."
 
 
 class Journal:
@@ -35,12 +60,44 @@ class Journal:
         self.database, self.clock = Database(path, clock), clock
         self.close = self.database.close
 
-    def recover(self) -> int:
-        """Take up what a crash interrupted; returns how many outputs start again."""
+    def recover(self) -> Recovered:
+        """Take up what a crash interrupted, and set aside what was under way at too many of them."""
+        died, last = {"most": MOST_DEATHS, "reason": DIED}, "deaths + 1 >= :most"
         with self.database.transaction() as connection:
-            return connection.execute(
-                "UPDATE outputs SET state='waiting' WHERE state='processing'"
+            given_up = connection.execute(
+                f"SELECT series_uid FROM outputs WHERE state='processing' AND {last} "
+                f"UNION SELECT series_uid FROM series WHERE deciding AND {last}",
+                died,
+            ).fetchall()
+            again = connection.execute(
+                f"UPDATE outputs SET state=CASE WHEN {last} THEN 'failed' ELSE 'waiting' END, "
+                f"error=CASE WHEN {last} THEN :reason ELSE error END, deaths=deaths+1 "
+                "WHERE state='processing'",
+                died,
             ).rowcount
+            connection.execute(
+                "UPDATE series SET "
+                f"state=CASE WHEN {last} AND state='receiving' THEN 'failed' ELSE state END, "
+                f"reason=CASE WHEN {last} AND state='receiving' THEN :reason ELSE reason END, "
+                "deciding=0, deaths=deaths+1 WHERE deciding",
+                died,
+            )
+        return Recovered(again, tuple(row["series_uid"] for row in given_up))
+
+    def release(self, first_wait_s: float) -> None:
+        """Let wait what is still noted as being worked on although nobody works on it.
+
+        For the one who works, before anything new is begun: the end of the work before may not
+        have been noted, such as on a full disk. The wait doubles each time, 64-fold at most.
+        """
+        if not self.database.number("SELECT count(*) FROM outputs WHERE state='processing'"):
+            return
+        with self.database.transaction() as connection:
+            connection.execute(
+                "UPDATE outputs SET state='waiting', error=?, attempts=attempts+1, "
+                "next_at=? + ? * (1 << min(attempts, 6)) WHERE state='processing'",
+                (UNFINISHED, self.clock(), first_wait_s),
+            )
 
     def files(self) -> list[tuple[str, int]]:
         """(file, bytes) of every image that must be there."""
@@ -81,14 +138,17 @@ class Journal:
                 (*instance[:7], now),
             )
             found = connection.execute(
-                "SELECT state FROM series WHERE series_uid=?", (instance.series_uid,)
+                f"SELECT state FROM series WHERE series_uid=? AND NOT ({SET_ASIDE})",
+                (instance.series_uid,),
             ).fetchone()
             reopened = found is not None and found["state"] != "receiving"
             connection.execute(
                 "INSERT INTO series (series_uid, key, state, generation, expected, caller, "
                 "first_at, last_at) VALUES (?,?,'receiving',1,?,?,?,?) "
-                "ON CONFLICT (series_uid) DO UPDATE SET state='receiving', reason='', "
-                "generation=generation+1, last_at=excluded.last_at, "
+                "ON CONFLICT (series_uid) DO UPDATE SET "
+                f"state=CASE WHEN {SET_ASIDE} THEN state ELSE 'receiving' END, "
+                f"reason=CASE WHEN {SET_ASIDE} THEN reason ELSE '' END, "
+                "generation=generation+1, last_at=excluded.last_at, attempts=0, next_at=0, "
                 "expected=max(expected, excluded.expected)",
                 (instance.series_uid, key, instance.expected, instance.caller, now, now),
             )
@@ -100,11 +160,11 @@ class Journal:
         """Series that are complete: quiet for long enough, or with all the slices they expect."""
         now = self.clock()
         found = self.database.rows(
-            "SELECT * FROM series WHERE state='receiving' AND (last_at<=? OR last_at>? OR "
-            "(expected>0 AND expected<=(SELECT count(*) FROM instances AS i "
+            "SELECT * FROM series WHERE state='receiving' AND next_at<=? AND (last_at<=? OR "
+            "last_at>? OR (expected>0 AND expected<=(SELECT count(*) FROM instances AS i "
             "WHERE i.series_uid=series.series_uid))) ORDER BY first_at",
             # A clock that was put back must not hold a series for ever.
-            (now - quiet_s, now + quiet_s),
+            (now, now - quiet_s, now + quiet_s),
         )
         return [
             Due(
@@ -113,9 +173,37 @@ class Journal:
                 caller=row["caller"],
                 sources=self._sources(row["series_uid"]),
                 frozen=row["frozen"] is not None,
+                attempts=row["attempts"],
             )
             for row in found
         ]
+
+    def begin(self, due: Due) -> bool:
+        """Note that a series is about to be decided on; False where a slice came since."""
+        with self.database.transaction() as connection:
+            if _open_series(connection, due) is None:
+                return False
+            connection.execute("UPDATE series SET deciding=1 WHERE series_uid=?", (due.series_uid,))
+        return True
+
+    def postpone(self, due: Due, error: str, wait_s: float | None) -> None:
+        """Nothing could be decided: try again after `wait_s`, None: not before a person says so."""
+        next_at = 0.0 if wait_s is None else self.clock() + wait_s
+        with self.database.transaction() as connection:
+            connection.execute(
+                "UPDATE series SET deciding=0, deaths=0 WHERE series_uid=?", (due.series_uid,)
+            )
+            if _open_series(connection, due) is not None:
+                connection.execute(
+                    "UPDATE series SET state=?, reason=?, attempts=attempts+1, next_at=? "
+                    "WHERE series_uid=?",
+                    (
+                        "failed" if wait_s is None else "receiving",
+                        storable(error),
+                        next_at,
+                        due.series_uid,
+                    ),
+                )
 
     def decide(
         self, due: Due, rule: str | None, specs: Sequence[Mapping[str, object]], *, reason: str = ""
@@ -143,11 +231,11 @@ class Journal:
             connection.execute(
                 "UPDATE outputs SET generation=?, attempts=0, next_at=0, error='', "
                 "state=CASE state WHEN 'processing' THEN state ELSE 'waiting' END "
-                "WHERE series_uid=?",
+                f"WHERE series_uid=? AND NOT ({SET_ASIDE})",
                 (due.generation, due.series_uid),
             )
             connection.execute(
-                "UPDATE series SET state=?, frozen=?, reason=? WHERE series_uid=?",
+                f"UPDATE series SET {SETTLED}, state=?, frozen=?, reason=? WHERE series_uid=?",
                 (
                     "complete" if frozen["outputs"] else "ignored",
                     json.dumps(frozen),
@@ -163,8 +251,8 @@ class Journal:
             if _open_series(connection, due) is None:
                 return False
             connection.execute(
-                "UPDATE series SET state='refused', reason=? WHERE series_uid=?",
-                (reason, due.series_uid),
+                f"UPDATE series SET {SETTLED}, state='refused', reason=? WHERE series_uid=?",
+                (storable(reason), due.series_uid),
             )
         return True
 
@@ -223,9 +311,10 @@ class Journal:
                 "VALUES (?,?,'queued',?)",
                 [(item.sop_uid, name, now) for item in objects for name in names],
             )
+            # Progress: an output that comes further each time is not what ends the node.
             connection.execute(
-                "UPDATE outputs SET done=?, total=? WHERE output_key=?",
-                (done, total, job.output_key),
+                "UPDATE outputs SET done=?, total=?, deaths=deaths*? WHERE output_key=?",
+                (done, total, int(not objects), job.output_key),
             )
 
     def finish(self, job: Job, state: End, error: str = "", *, wait_s: float = 0.0) -> None:
@@ -235,16 +324,25 @@ class Journal:
         """
         with self.database.transaction() as connection:
             connection.execute(
-                "UPDATE outputs SET error=?, next_at=?, attempts=attempts+?, "
+                "UPDATE outputs SET error=?, next_at=?, attempts=attempts+?, deaths=0, "
                 "state=CASE WHEN generation=? THEN ? ELSE 'waiting' END WHERE output_key=?",
                 (
-                    error,
+                    storable(error),
                     self.clock() + wait_s if state == "waiting" else 0.0,
                     int(state != "ready"),
                     job.generation,
                     state,
                     job.output_key,
                 ),
+            )
+
+    def pause(self, job: Job) -> None:
+        """Let an output wait for the next start: the node stops in order."""
+        with self.database.transaction() as connection:
+            connection.execute(
+                "UPDATE outputs SET state='waiting', deaths=0 "
+                "WHERE output_key=? AND state='processing'",
+                (job.output_key,),
             )
 
     def retry(self, key: str) -> bool:
@@ -288,6 +386,11 @@ class Journal:
             (series_uid,),
         )
         return tuple((row["sop_class"], row["file"]) for row in found)
+
+
+def storable(text: str) -> str:
+    """A text that can be stored as UTF-8, whatever half characters it holds."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _open_series(connection: sqlite3.Connection, due: Due) -> sqlite3.Row | None:

@@ -26,10 +26,19 @@ class Instance(NamedTuple):
     expected: int = 0
 
 
+class Recovered(NamedTuple):
+    """What a start took up of the run before."""
+
+    # Outputs that were under way.
+    again: int
+    # UIDs of series that were under way at too many deaths, and wait for a person.
+    given_up: tuple[str, ...]
+
+
 class Due(NamedTuple):
     """A series to decide on. frozen: whether it was, when it was first complete.
 
-    sources: (SOP class, file) of the originals that are there.
+    sources: (SOP class, file) of the originals that are there.  attempts: that have failed.
     """
 
     series_uid: str
@@ -37,6 +46,7 @@ class Due(NamedTuple):
     caller: str
     sources: tuple[tuple[str, str], ...]
     frozen: bool
+    attempts: int = 0
 
 
 class Job(NamedTuple):

@@ -12,8 +12,9 @@ def retry(connection: sqlite3.Connection, key: str) -> bool:
     """
     chosen = "(SELECT series_uid FROM series WHERE key=:key)"
     steps = (
-        f"UPDATE series SET state='receiving' WHERE state='refused' AND series_uid={chosen}",
-        "UPDATE outputs SET state='waiting', attempts=0, next_at=0, error='' "
+        "UPDATE series SET state='receiving', deaths=0, attempts=0, next_at=0 "
+        f"WHERE state IN ('failed', 'refused') AND series_uid={chosen}",
+        "UPDATE outputs SET state='waiting', deaths=0, attempts=0, next_at=0, error='' "
         f"WHERE state IN ('failed', 'refused') AND series_uid={chosen}",
         "UPDATE sends SET state='queued', attempts=0, next_at=0, error='', transaction_uid=NULL "
         "WHERE state='failed' AND sop_uid IN (SELECT sop_uid FROM objects JOIN outputs "

@@ -85,7 +85,7 @@ REASONS = frozenset(
             "no_answer",
             "rejected",
         ),
-        *("token", "host", "origin", "zip", "other"),
+        *("token", "host", "origin", "zip", "died", "other"),
     }
 )
 STATES = frozenset(

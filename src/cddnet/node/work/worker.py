@@ -89,13 +89,31 @@ class Worker:
 
     def step(self, stop: threading.Event | None = None) -> bool:
         """Decide on every complete series and make one output; False where there was none."""
+        stop = stop or threading.Event()
+        self._journal.release(FIRST_WAIT_S)
         for due in self._journal.due(self._config.quiet_s):
-            self._decide(due)
+            if stop.is_set():
+                return False
+            self._settle(due)
         job = self._journal.take()
         if job is None:
             return False
-        self._make(job, stop or threading.Event())
+        self._make(job, stop)
         return True
+
+    def _settle(self, due: Due) -> None:
+        """Decide on a series; what is wrong with it holds up no other."""
+        if not self._journal.begin(due):
+            return
+        try:
+            self._decide(due)
+        except Exception as error:
+            last = due.attempts + 1 >= ATTEMPTS and not _disk(error)
+            wait_s = None if last else FIRST_WAIT_S * 2.0 ** min(due.attempts, 6)
+            self._journal.postpone(due, readable(error), wait_s)
+            self._station.log.error(
+                "failed", error, series=due.series_uid, attempts=due.attempts + 1
+            )
 
     def _decide(self, due: Due) -> None:
         journal, log = self._journal, self._station.log
@@ -107,7 +125,7 @@ class Worker:
             return
         try:
             facts = facts_of([self._images.path(file) for _, file in due.sources], due.caller)
-        except (DicomError, OSError) as error:
+        except DicomError as error:
             if journal.refuse(due, readable(error)):
                 log.error("series_refused", error, reason="damaged", **told)
             return
@@ -149,6 +167,7 @@ class Worker:
         try:
             made, weights = self._objects(job, stop)
         except Stopping:
+            self._journal.pause(job)
             return
         except Exception as error:
             self._fail(job, error)
@@ -259,6 +278,8 @@ class Worker:
 def readable(error: BaseException) -> str:
     """What people are told of an error: our own words without UIDs, of others only the kind."""
     text = str(error) if isinstance(error, CddnetError) else type(error).__name__
+    if isinstance(error, FileNotFoundError):
+        text = "an image of this series is not in the node's folder any more; send it again."
     return _UID.sub("(UID)", text)
 
 
@@ -285,4 +306,5 @@ def _found(verdict: Verdict | None) -> dict[str, object]:
 
 def _disk(error: BaseException) -> bool:
     """Whether the disk is in the way, which a person or the retention will change."""
-    return isinstance(error, OSError) or isinstance(error.__cause__, OSError)
+    known = [item for item in (error, error.__cause__) if isinstance(item, OSError)]
+    return bool(known) and not any(isinstance(item, FileNotFoundError) for item in known)
