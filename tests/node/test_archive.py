@@ -196,6 +196,66 @@ def test_a_result_that_was_written_but_not_noted_is_taken_over(quick, tmp_path, 
     assert len(list((out / "series").iterdir())) == 3
 
 
+def test_a_series_that_ends_the_run_three_times_is_set_aside_and_the_rest_goes_on(
+    quick, tmp_path, monkeypatch
+):
+    """A process of its own, ended as the system would, at the same series each time."""
+    source, out = tree(tmp_path / "source", 3), tmp_path / "out"
+    deadly = sorted(hidden(f"{ROOT}.3.{series}") for series in (1, 2, 3))[1]
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from cddnet.node.archive import pool, run\n"
+        "from cddnet.node.archive.manifest import Outcome\n"
+        "def work(task):\n"
+        f"    if task.key == {deadly!r}: os._exit(9)\n"
+        "    return Outcome('done')\n"
+        "pool.denoise_series = work\n"
+        f"options = run.ArchiveOptions(source={str(source)!r}, out=Path({str(out)!r}), workers=0)\n"
+        "run.archive(options, lambda _: None)\n"
+    )
+    ended = [subprocess.run([sys.executable, "-c", code], check=False).returncode for _ in range(4)]
+    assert ended == [9, 9, 9, 0]
+    found = {hidden(uid): row for uid, row in rows(out).items()}
+    assert sorted(row["state"] for row in found.values()) == ["done", "done", "failed"]
+    assert (found[deadly]["state"], found[deadly]["attempts"]) == ("failed", 3)
+    assert "at each attempt" in found[deadly]["reason"]
+    (line,) = [json.loads(line) for line in log_lines(out) if deadly in line]
+    assert (line["state"], line["error"]) == ("failed", "Died")
+    report = run(source, out, retry_failed=True, created=None)
+    assert (report.done, len(report.failed)) == (3, 0)
+
+
+def test_a_run_that_is_interrupted_blames_no_series(quick, tmp_path, monkeypatch):
+    source, out = tree(tmp_path / "source", 1), tmp_path / "out"
+
+    def interrupted(task):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cddnet.node.archive.pool.denoise_series", interrupted)
+    for _ in range(4):
+        with pytest.raises(KeyboardInterrupt):
+            run(source, out)
+    monkeypatch.undo()
+    (row,) = rows(out).values()
+    assert (row["state"], row["attempts"], row["begun"]) == ("waiting", 0, 0)
+
+
+def test_a_manifest_of_before_is_gone_on_with(tmp_path):
+    manifest = Manifest(tmp_path)
+    manifest.add_remote([("1.2", "1.2.3")])
+    manifest.close()
+    with sqlite3.connect(tmp_path / FILE) as database:
+        database.execute("ALTER TABLE series DROP COLUMN begun")
+    database.close()
+    manifest = Manifest(tmp_path)
+    due = manifest.due("")
+    manifest.begin(due.key, CREATED)
+    assert manifest.count_deaths(3) == ()
+    assert manifest.due("").attempts == 1
+    manifest.close()
+
+
 def test_what_fails_is_tried_again_up_to_a_limit(quick, tmp_path):
     source, out = tree(tmp_path / "source", 2), tmp_path / "out"
     quick.errors = [OSError("gone"), OSError("gone"), OSError("gone")]

@@ -39,6 +39,12 @@ CREATE TABLE IF NOT EXISTS series (
     started_at TEXT NOT NULL DEFAULT '', finished_at TEXT NOT NULL DEFAULT '');
 CREATE INDEX IF NOT EXISTS by_state ON series (state, key);
 """
+# Of a later version: 1 while a series is worked on, so that the next run sees what ended this one.
+_BEGUN = "ALTER TABLE series ADD COLUMN begun INTEGER NOT NULL DEFAULT 0"
+DIED = (
+    "the run ended while it worked on this series, at each attempt; look at the memory of the "
+    "machine, then run again with --retry-failed"
+)
 
 
 class Outcome(NamedTuple):
@@ -89,6 +95,9 @@ class Manifest:
             self._database.execute("BEGIN EXCLUSIVE")
             self._database.execute("COMMIT")
             self._database.executescript(_SCHEMA)
+            columns = self._database.execute("SELECT name FROM pragma_table_info('series')")
+            if "begun" not in {row["name"] for row in columns}:
+                self._database.execute(_BEGUN)
         except sqlite3.OperationalError:
             self._database.close()
             raise CddnetError(
@@ -183,9 +192,32 @@ class Manifest:
         )
 
     def begin(self, key: str, moment: datetime) -> None:
-        """Note that a series is taken from its source."""
-        change = "UPDATE series SET started_at = ? WHERE key = ?"
+        """Note that a series is taken from its source and worked on."""
+        change = "UPDATE series SET started_at = ?, begun = 1 WHERE key = ?"
         self._database.execute(change, (moment.isoformat(), key))
+
+    def stop(self) -> None:
+        """Nothing is worked on any more: the run ends in order."""
+        self._database.execute("UPDATE series SET begun = 0 WHERE begun")
+
+    def count_deaths(self, most_attempts: int) -> tuple[str, ...]:
+        """What was worked on when the run before ended, not in order, has one attempt more.
+
+        Returns the keys of those that were at their last one: they are failed now.
+        """
+        died = "begun AND state = 'waiting'"
+        with self.together():
+            query = f"SELECT key FROM series WHERE {died} AND attempts + 1 >= ?"
+            found = tuple(row["key"] for row in self._database.execute(query, (most_attempts,)))
+            change = f"UPDATE series SET attempts = attempts + 1 WHERE {died}"
+            self._database.execute(change)
+            self._database.execute(
+                "UPDATE series SET state = 'failed', reason = ?, error = 'Died' "
+                f"WHERE {died} AND attempts >= ?",
+                (DIED, most_attempts),
+            )
+            self.stop()
+        return found
 
     def last_begun(self) -> datetime | None:
         """When a series was last taken from its source."""
@@ -197,7 +229,7 @@ class Manifest:
         values = outcome._asdict()
         columns = ", ".join(f"{name} = :{name}" for name in values)
         self._database.execute(
-            f"UPDATE series SET {columns}, attempts = attempts + 1, finished_at = :at "
+            f"UPDATE series SET {columns}, attempts = attempts + 1, begun = 0, finished_at = :at "
             "WHERE key = :key",
             {**values, "key": key, "at": moment.isoformat()},
         )

@@ -101,6 +101,8 @@ def archive(options: ArchiveOptions, progress: Show) -> Report:
         recipe = _recipe(options, manifest)
         where = query.remote.address if query else str(Path(options.source).resolve())
         _require_same(manifest, "source", where)
+        for key in manifest.count_deaths(options.attempts):
+            _log(options.out, series=key, state="failed", error="Died")
         if options.retry_failed:
             manifest.retry_failed()
         run = _Run(options, manifest, recipe, query, progress)
@@ -111,6 +113,7 @@ def archive(options: ArchiveOptions, progress: Show) -> Report:
                 with open_pool(options.workers, options.scheduler, folder) as pool:
                     run.work(pool)
         finally:
+            manifest.stop()
             seconds = time.monotonic() - began
             report = report_of(manifest, seconds=seconds, unreadable=unreadable)
             write_report(report, recipe, options.out)
@@ -204,19 +207,17 @@ class _Run:
         attempts = self._running.pop(key).attempts + 1
         again = outcome.state == "failed" and attempts < self._options.attempts
         noted = outcome._replace(state="waiting") if again else outcome
-        now = datetime.now(timezone.utc)
-        self._manifest.record(key, noted, now)
+        self._manifest.record(key, noted, datetime.now(timezone.utc))
         self._ended += not again
-        line = {
-            "at": now.isoformat(timespec="milliseconds"),
-            "series": key,
-            "state": noted.state,
-            "attempts": attempts,
-            "slices": outcome.slices,
-            "seconds": round(outcome.seconds, 3),
-            "error": outcome.error,
-        }
-        _append(self._options.out / LOG_FILE, json.dumps(line) + "\n")
+        _log(
+            self._options.out,
+            series=key,
+            state=noted.state,
+            attempts=attempts,
+            slices=outcome.slices,
+            seconds=round(outcome.seconds, 3),
+            error=outcome.error,
+        )
 
     def _tell(self, what: str) -> None:
         counts = self._manifest.counts()
@@ -291,7 +292,9 @@ def _require_same(manifest: Manifest, what: str, value: str) -> None:
         )
 
 
-def _append(path: Path, line: str) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+def _log(out: Path, **fields: object) -> None:
+    """A line of the archive's log."""
+    at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    handle = os.open(out / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     with os.fdopen(handle, "a", encoding="utf-8") as stream:
-        stream.write(line)
+        stream.write(json.dumps({"at": at, **fields}) + "\n")
