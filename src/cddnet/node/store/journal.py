@@ -1,8 +1,8 @@
 """What the node knows: instances, series and their outputs, each change whole and on the disk.
 
 States of a series: receiving -> complete | ignored | refused | failed, and purged once its images
-went.  States of an output: waiting -> processing -> ready | refused | failed.  What failed waits for
-a person.  What destinations have is in `deliveries`.  Every step is one transaction, so that a crash
+went. States of an output: waiting -> processing -> ready | refused | failed. What failed waits for
+a person. What destinations have is in `deliveries`. Every step is one transaction, so that a crash
 lies before or after it.
 
 Work on a series or an output is noted before it begins. Where the node ends without noting the end
@@ -61,7 +61,7 @@ class Journal:
         self.close = self.database.close
 
     def recover(self) -> Recovered:
-        """Take up what a crash interrupted, and set aside what was under way at too many of them."""
+        """Take up what a crash interrupted; set aside what was under way at too many of them."""
         died, last = {"most": MOST_DEATHS, "reason": DIED}, "deaths + 1 >= :most"
         with self.database.transaction() as connection:
             given_up = connection.execute(
