@@ -46,6 +46,7 @@ class Scanned:
 
     deflated: the pixels lie inside a compressed data set, so that nothing is known of them yet.
     commas: keywords of elements whose decimal commas were read as points.
+    unclosed: compressed pixel data lacks the delimiter at its end.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class Scanned:
     file_bytes: int
     deflated: bool = False
     commas: tuple[str, ...] = ()
+    unclosed: bool = False
 
     @property
     def header(self) -> Dataset:

@@ -15,6 +15,7 @@ import gdcm  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, config, dcmread, uid
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.utils import pixel_array
@@ -22,6 +23,7 @@ from pydicom.uid import UID
 
 from cddnet.errors import DicomError
 from cddnet.formats._dicom_deflated import require_bounded
+from cddnet.formats._dicom_fragments import read_frame
 from cddnet.formats._jpeg_streams import image_of
 
 Stored = NDArray[np.integer[Any]]
@@ -38,6 +40,7 @@ PREFERRED_PLUGIN = {
 }
 ALWAYS_LOSSY = frozenset({uid.JPEGBaseline8Bit, *JPEG_12_BIT})
 LOSSY = ALWAYS_LOSSY | {uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K}
+NATIVE = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian)
 END_OF_IMAGE = b"\xff\xd9"
 UNDEFINED_LENGTH = 0xFFFFFFFF
 SEND_AGAIN = "send or export this image again."
@@ -59,14 +62,23 @@ def quiet() -> Iterator[None]:
 
 
 def transfer_syntax_of(header: Dataset) -> UID:
-    """Transfer syntax of a file; one without meta header tells only its byte order."""
-    named = getattr(header, "file_meta", Dataset()).get("TransferSyntaxUID")
-    if named:
-        return UID(str(named))
+    """Transfer syntax of a file; one without meta header tells only its byte order.
+
+    Where a meta header and its data set differ in whether value representations are explicit, the
+    data set counts.
+    """
+    named = _named_syntax(header)
     implicit, little = header.original_encoding
+    if named and (named not in NATIVE or implicit is None or named.is_implicit_VR == implicit):
+        return named
     if not little:
         return UID(uid.ExplicitVRBigEndian)
     return UID(uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian)
+
+
+def _named_syntax(header: Dataset) -> UID:
+    """What the meta header says, "" where it says nothing."""
+    return UID(str(getattr(header, "file_meta", Dataset()).get("TransferSyntaxUID") or ""))
 
 
 class PixelElement(NamedTuple):
@@ -76,15 +88,51 @@ class PixelElement(NamedTuple):
     length: int | None
 
 
-def find_pixels(file: BinaryIO, syntax: UID) -> PixelElement | None:
-    """The pixel data of a file read up to there; None without any."""
-    order: Literal["little", "big"] = "little" if syntax.is_little_endian else "big"
-    head = file.read(8 if syntax.is_implicit_VR else 12)
+def read_up_to_pixels(file: BinaryIO, name: str) -> Dataset:
+    """The header of a file at its start, which is then at its pixel data.
+
+    Raises DicomError for a coding that is refused, anything else where the file is no DICOM.
+    """
+    require_bounded(file, name)
+    header = dcmread(file, stop_before_pixels=True, force=True)
+    implicit = _is_implicit(header)
+    if implicit is not None:
+        # pydicom keeps what the meta header says, although it reads what is there.
+        _, little = header.original_encoding
+        header.set_original_encoding(implicit, bool(little), header.original_character_set)
+    return header
+
+
+def _is_implicit(header: Dataset) -> bool | None:
+    """Whether a header just read has no value representations; None where it is empty."""
+    for element in header.elements():
+        if isinstance(element, RawDataElement):
+            return bool(element.is_implicit_VR)
+    return None
+
+
+def find_pixels(file: BinaryIO, header: Dataset) -> PixelElement | None:
+    """The pixel data of a file whose header was read up to there; None without any."""
+    implicit, little = header.original_encoding
+    order: Literal["little", "big"] = "little" if little else "big"
+    head = file.read(8 if implicit else 12)
     group, element = int.from_bytes(head[:2], order), int.from_bytes(head[2:4], order)
     if (group, element) != (0x7FE0, 0x0010):
         return None
     length = int.from_bytes(head[-4:], order)
     return PixelElement(file.tell(), None if length == UNDEFINED_LENGTH else length)
+
+
+def require_own_syntax(pixels: PixelElement, header: Dataset, name: str) -> None:
+    """Refuse compressed pixels where the transfer syntax says native ones, and the other way."""
+    syntax = transfer_syntax_of(header)
+    if syntax.is_encapsulated == (pixels.length is None):
+        return
+    found = "compressed" if pixels.length is None else "not compressed"
+    said = (_named_syntax(header) or syntax).name
+    raise DicomError(
+        f"{name}: its pixel data is {found}, but its transfer syntax says {said}; {SEND_AGAIN}"
+    )
 
 
 def read_stored(path: Path, frame: int = 0) -> Stored:
@@ -95,11 +143,10 @@ def read_stored(path: Path, frame: int = 0) -> Stored:
     with quiet():
         try:
             with path.open("rb") as file:
-                require_bounded(file, path.name)
-                dataset = dcmread(file, stop_before_pixels=True, force=True)
+                dataset = read_up_to_pixels(file, path.name)
                 syntax = transfer_syntax_of(dataset)
                 if syntax.is_transfer_syntax and not syntax.is_deflated:
-                    _attach_frame(dataset, file, syntax, frame)
+                    _attach_frame(dataset, file, frame, path.name)
                     return decode_stored(dataset, name=path.name)
             return decode_stored(dcmread(path, force=True), frame, name=path.name)
         except DicomError:
@@ -155,15 +202,17 @@ def frame_bytes(header: Dataset) -> int:
     return int(header.Rows * header.Columns * samples * header.BitsAllocated // 8)
 
 
-def _attach_frame(dataset: Dataset, file: BinaryIO, syntax: UID, frame: int) -> None:
+def _attach_frame(dataset: Dataset, file: BinaryIO, frame: int, name: str) -> None:
     """Read one frame behind the header; the dataset then looks like a file with it alone."""
-    pixels, frames = find_pixels(file, syntax), frame_count(dataset)
+    pixels, frames = find_pixels(file, dataset), frame_count(dataset)
     if pixels is None:
         return
+    syntax = transfer_syntax_of(dataset)
+    require_own_syntax(pixels, dataset, name)
     if syntax.is_encapsulated:
         table = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
         offsets = table if all(table) else None
-        stream = get_frame(file, frame, number_of_frames=frames, extended_offsets=offsets)
+        stream = read_frame(file, frame, frames, offsets, name=name)
         value = encapsulate([stream])
         for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
             dataset.pop(keyword, None)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.uid import UID, MediaStorageDirectoryStorage
 
 from cddnet.errors import DicomError, SeriesChoiceError
 from cddnet.files import distinct, walk_files
 from cddnet.formats import head_of
 from cddnet.formats._dicom_commas import read_commas_as_points
-from cddnet.formats._dicom_deflated import require_bounded
+from cddnet.formats._dicom_fragments import Closing, closing_of
 from cddnet.formats._dicom_frames import (
     Frame,
     Scanned,
@@ -23,7 +23,7 @@ from cddnet.formats._dicom_frames import (
     is_localizer,
 )
 from cddnet.formats._dicom_kept import SharedElements, dataset_of, raw_elements
-from cddnet.formats._dicom_pixels import find_pixels, quiet, transfer_syntax_of
+from cddnet.formats._dicom_pixels import find_pixels, quiet, read_up_to_pixels, transfer_syntax_of
 from cddnet.formats._dicom_values import TEXTS, joined_text
 
 # A data set without preamble starts with a low tag of the lowest groups, in either byte order.
@@ -205,17 +205,19 @@ def read_header(path: Path, shared: SharedElements | None = None) -> Scanned | N
     """
     sure = head_of(path)[128:132] == b"DICM"
     header, pixels, deflated = Dataset(), None, False
+    closing: Closing = "delimiter"
     commas: tuple[str, ...] = ()
     with quiet(), path.open("rb") as file:
         try:
-            require_bounded(file, path.name)
-            header = dcmread(file, stop_before_pixels=True, force=True)
+            header = read_up_to_pixels(file, path.name)
             syntax = transfer_syntax_of(header)
             deflated = syntax.is_transfer_syntax and syntax.is_deflated
             commas = read_commas_as_points(header)
             elements = [] if deflated else raw_elements(header, file)
             if syntax.is_transfer_syntax and not deflated:
-                pixels = find_pixels(file, syntax)
+                pixels = find_pixels(file, header)
+            if pixels is not None and pixels.length is None:
+                closing, _ = closing_of(file)
             kept = (shared or SharedElements()).keep(header, elements)
             said = dataset_of(kept)
             told = {keyword: said.get(keyword) for keyword in TEXTS}
@@ -239,6 +241,7 @@ def read_header(path: Path, shared: SharedElements | None = None) -> Scanned | N
         file_bytes=path.stat().st_size,
         deflated=deflated,
         commas=commas,
+        unclosed=closing in ("zeros", "nothing"),
     )
 
 

@@ -12,13 +12,18 @@ import os
 from pathlib import Path
 
 import numpy as np
-from pydicom import Dataset, dcmread, uid
+from pydicom import Dataset, uid
 
 from cddnet.errors import CddnetError, DicomError, FormatError
-from cddnet.formats._dicom_deflated import require_bounded
 from cddnet.formats._dicom_frames import Frame, group_item
 from cddnet.formats._dicom_geometry import stack
-from cddnet.formats._dicom_pixels import SEND_AGAIN, frame_count, quiet, transfer_syntax_of
+from cddnet.formats._dicom_pixels import (
+    SEND_AGAIN,
+    frame_count,
+    quiet,
+    read_up_to_pixels,
+    transfer_syntax_of,
+)
 from cddnet.formats._dicom_values import Vector, directions, joined_text
 from cddnet.formats._finite import finite_hu
 from cddnet.formats._parametric import BYTES_PER_PIXEL, Quantity
@@ -55,8 +60,7 @@ def read_parametric_map(path: Path, quantity: Quantity | None = None) -> CTVolum
 
 def _read(path: Path, quantity: Quantity | None) -> CTVolume:
     with path.open("rb") as file:
-        require_bounded(file, path.name)
-        header = dcmread(file, stop_before_pixels=True)
+        header = read_up_to_pixels(file, path.name)
         syntax = transfer_syntax_of(header)
         head = file.read(8 if syntax.is_implicit_VR else 12)
         offset = file.tell()

@@ -31,6 +31,7 @@ from cddnet.formats._dicom_pixels import (
     frame_bytes,
     frame_count,
     quiet,
+    require_own_syntax,
     transfer_syntax_of,
     undecodable,
 )
@@ -232,8 +233,15 @@ def _content_notes(frames: Sequence[Frame]) -> list[str]:
 
 def _file_notes(files: Sequence[Scanned]) -> list[str]:
     """What was put right in the files that are used."""
+    notes = []
     commas = sorted({keyword for scanned in files for keyword in scanned.commas})
-    return [f"decimal commas were read as points in {', '.join(commas)}"] if commas else []
+    if commas:
+        notes.append(f"decimal commas were read as points in {', '.join(commas)}")
+    unclosed = sum(scanned.unclosed for scanned in files)
+    if unclosed:
+        number = "1 file" if unclosed == 1 else f"{unclosed} files"
+        notes.append(f"the compressed pixel data of {number} lacks its closing delimiter")
+    return notes
 
 
 def _left_out(chosen: Series, others: Sequence[Series]) -> list[str]:
@@ -259,6 +267,7 @@ def _require_pixels(scanned: Scanned) -> None:
     there = scanned.file_bytes - scanned.pixels.offset
     if scanned.pixels.length == 0 or there == 0:
         raise DicomError(f"{name}: its pixel data is empty; {SEND_AGAIN}")
+    require_own_syntax(scanned.pixels, header, name)
     if scanned.pixels.length is None:
         return
     needed = frame_bytes(header) * frame_count(header)
