@@ -73,7 +73,19 @@ class Picture(str, Enum):
 
 
 Input = Annotated[Path, typer.Argument(help="A CT file or a folder of one.", show_default=False)]
-NewFolder = Annotated[Path, typer.Argument(help="A new folder.", show_default=False)]
+
+
+def _folder(text: str | Path) -> Path:
+    """The name of a folder to write, checked as `denoise` checks the names of its outputs."""
+    from cddnet.formats import is_folder
+
+    is_folder(text, from_folder=True)
+    return Path(text)
+
+
+NewFolder = Annotated[
+    Path, typer.Argument(help="A new or empty folder.", show_default=False, parser=_folder)
+]
 Model = Annotated[str, typer.Option(help="A shipped name or a .safetensors file.")]
 Strength = Annotated[
     float | None,
@@ -104,7 +116,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 def denoise(
     source: Input,
     output: Annotated[
-        Path, typer.Argument(help="A new folder (DICOM, or PNG of the source's names) or file.")
+        str,
+        typer.Argument(
+            help="A new or empty folder (DICOM, or PNG of the source's names), or a new file. A "
+            "name that ends with / is a folder."
+        ),
     ],
     model: Model = "default",
     strength: Strength = None,
@@ -165,7 +181,9 @@ def denoise(
 @app.command()
 def simulate(
     source: Input,
-    output: Annotated[Path, typer.Argument(help="A new folder (DICOM) or file.")],
+    output: Annotated[
+        str, typer.Argument(help="A new or empty folder (DICOM), or a new file; as in `denoise`.")
+    ],
     dose: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Fraction of the source's own dose.")
     ] = 0.25,
@@ -457,7 +475,9 @@ def benchmark(
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Argument(help="A new folder.")] = Path("demo_output"),
+    output: Annotated[Path, typer.Argument(help="A new or empty folder.", parser=_folder)] = Path(
+        "demo_output"
+    ),
     model: Model = "default",
     strength: Strength = None,
     device: Device = "auto",
@@ -684,7 +704,9 @@ def prepare(
     source: Annotated[Path, typer.Argument(help="Folder of a data set.", show_default=False)],
     out: Annotated[
         Path | None,
-        typer.Argument(help="A new folder, or one that was begun.", show_default=False),
+        typer.Argument(
+            help="A new folder, or one that was begun.", show_default=False, parser=_folder
+        ),
     ] = None,
     layout: Annotated[Layout, typer.Option(help="auto tells it by the folders' names.")] = (
         Layout.auto
@@ -941,7 +963,9 @@ def archive(
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Argument(help="A new folder, or one that was begun.")],
+    out: Annotated[
+        Path, typer.Argument(help="A new folder, or one that was begun.", parser=_folder)
+    ],
     model: Model = "default",
     strength: Strength = None,
     image_type: Annotated[ImageType, typer.Option(help="DICOM ImageType, value 2.")] = (

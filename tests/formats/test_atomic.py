@@ -70,11 +70,50 @@ def test_what_exists_is_refused_before_any_work(context, kind, tmp_path):
         target.write_bytes(b"precious")
     elif kind == "folder":
         target.mkdir()
+        (target / "1.dcm").write_bytes(b"precious")
     else:
         target.symlink_to(tmp_path / "nowhere")
     with pytest.raises(FormatError, match="exists already"):
         begin(context, target, pytest.fail)
     assert names(tmp_path) == ["taken"]
+
+
+@pytest.fixture
+def empty(tmp_path):
+    """A folder that is there already, beside nothing else."""
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"
+
+
+def test_a_failure_leaves_the_empty_folder_and_nothing_else(empty, tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        begin(new_folder, empty, raising(ZeroDivisionError))
+    assert names(tmp_path) == ["out"]
+    assert names(empty) == []
+
+
+def test_what_appears_in_the_empty_folder_meanwhile_is_kept(empty, tmp_path):
+    with pytest.raises(FormatError, match="exists already"):
+        begin(new_folder, empty, (empty / "theirs").touch)
+    assert names(tmp_path) == ["out"]
+    assert names(empty) == ["theirs"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions and links are other there")
+def test_the_filled_folder_keeps_its_permissions_and_a_link_stays_a_link(empty, tmp_path):
+    empty.chmod(0o700)
+    (tmp_path / "link").symlink_to("out")
+    begin(new_folder, tmp_path / "link", lambda: None)
+    assert (tmp_path / "link").is_symlink()
+    assert stat.S_IMODE(empty.stat().st_mode) == 0o700
+    assert names(empty) == ["1.dcm"]
+
+
+def test_the_folder_that_one_stands_in_is_not_replaced(empty, monkeypatch):
+    monkeypatch.chdir(empty)
+    with pytest.raises(FormatError, match="exists already"):
+        begin(new_folder, empty, pytest.fail)
+    assert names(empty) == []
 
 
 @pytest.mark.parametrize("context", [new_file, new_folder])

@@ -143,7 +143,7 @@ def test_dicom_with_headers_goes_to_dicom(name, tmp_path, monkeypatch):
 
 
 def test_an_unknown_suffix_lists_the_known(tmp_path):
-    with pytest.raises(FormatError, match=r"no known format; write .*\.nii\.gz.*\.png"):
+    with pytest.raises(FormatError, match=r"\.xyz files cannot be written; .*\.nii\.gz.*\.png"):
         write_volume(VOLUME, tmp_path / "a.xyz")
 
 

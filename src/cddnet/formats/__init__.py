@@ -8,6 +8,7 @@ a series is a folder of files. A format refuses what it cannot hold, and never l
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,13 @@ from cddnet.files import lost_link, walk_files
 from cddnet.volume import CTVolume, SliceHU
 
 HEAD_BYTES = 1024
+# Volumes, pictures, films and archives that are not written: such names are of files.
+NOT_WRITTEN = re.compile(
+    r"\.(nrrd|nhdr|hdr|img|mgz|mgh|gipl|vtk|vti|mnc|par|rec|mat|h5|hdf5|zarr|raw|isq"
+    r"|bmp|gif|webp|jp2|j2k|j2c|jpx|jls|jxl|jxr|pgm|ppm|pnm|pbm|pfm|exr|hei[cf]|avif|tga|svg|ico"
+    r"|eps|psd|pcx|pdf|avi|mp4|mov|mpe?g|mkv|webm|zip|gz|bz2|xz|zst|7z|tar|tgz)",
+    re.IGNORECASE,
+)
 
 
 class ReadOptions(NamedTuple):
@@ -33,11 +41,12 @@ class ReadOptions(NamedTuple):
 
 class WriteOptions(NamedTuple):
     """What a volume may leave open. window_hu: (low, high) spread over a picture's grey levels;
-    bits: 8 or 16, of a picture.
+    bits: 8 or 16, of a picture; folder: the name stands for a folder, whatever its suffix.
     """
 
     window_hu: tuple[float, float] | None = None
     bits: int = 16
+    folder: bool = False
 
 
 def head_of(path: Path) -> bytes:
@@ -94,19 +103,46 @@ def write_volume(
     window_hu: tuple[float, float] | None = None,
     bits: int = 16,
 ) -> None:
-    """Write a volume in the format of the suffix; a folder, or no suffix, stands for DICOM.
+    """Write a volume in the format of the suffix; a folder stands for DICOM (`is_folder`).
 
     window_hu: (low, high) to spread over the grey levels of pictures; bits: 8 or 16 of them.
     Raises FormatError where the target exists or cannot hold the volume.
     """
     target = Path(path)
-    module = _format_to_write(target)
+    folder = is_folder(path, from_folder=volume.headers is not None)
+    module = plugins.load("formats", "dicom") if folder else _format_of_name(target)
     if _is_dicom(module) and volume.headers is None:
         raise FormatError(
             f"{target}: this volume was not read from DICOM and carries no DICOM headers; write "
             ".nii.gz or .mha instead, or start from the original series."
         )
-    module.write(_checked(volume, target), target, WriteOptions(window_hu, bits))
+    module.write(_checked(volume, target), target, WriteOptions(window_hu, bits, folder))
+
+
+def is_folder(target: str | Path, *, from_folder: bool) -> bool:
+    """Whether the name of an output stands for a folder; every command decides it here.
+
+    A slash at the end, a folder that exists and a name without suffix stand for one. Of other
+    names, the suffix of a format that is written stands for a file; any other, as in patient_1.5mm
+    or a UID, for a folder if `from_folder`.
+
+    target: text, because Path drops a slash at the end.  from_folder: what is written comes from
+    DICOM, or from a folder of pictures.
+    Raises: FormatError for the suffix of a format that is not written, and for an unknown one where
+    a file is expected.
+    """
+    path = Path(target)
+    slash = str(target).endswith(tuple(filter(None, (os.sep, os.altsep))))
+    if slash or path.is_dir() or not path.suffix:
+        return True
+    if path.name.lower().endswith(tuple(_suffixes())):
+        return False
+    if from_folder and not NOT_WRITTEN.fullmatch(path.suffix):
+        return True
+    raise FormatError(
+        f"{target}: {path.suffix} files cannot be written; end the name with / for a folder, or "
+        f"write {_known_suffixes()}."
+    )
 
 
 def _checked(volume: CTVolume, target: Path) -> CTVolume:
@@ -137,8 +173,12 @@ def _is_dicom(module: ModuleType) -> bool:
     return module.__name__.endswith(".dicom")
 
 
+def _suffixes() -> list[str]:
+    return [suffix for module in _modules() for suffix in module.SUFFIXES]
+
+
 def _known_suffixes() -> str:
-    return ", ".join(suffix for module in _modules() for suffix in module.SUFFIXES)
+    return ", ".join(_suffixes())
 
 
 def _recognised(file: Path, modules: list[ModuleType]) -> ModuleType | None:
@@ -185,14 +225,6 @@ def _format_in_folder(folder: Path) -> ModuleType:
     )
 
 
-def _format_to_write(target: Path) -> ModuleType:
+def _format_of_name(target: Path) -> ModuleType:
     name = target.name.lower()
-    if os.path.isdir(target) or not target.suffix:
-        return plugins.load("formats", "dicom")
-    for module in _modules():
-        if name.endswith(tuple(module.SUFFIXES)):
-            return module
-    raise FormatError(
-        f"{target}: the suffix names no known format; write {_known_suffixes()}, or a folder for "
-        "DICOM."
-    )
+    return next(module for module in _modules() if name.endswith(tuple(module.SUFFIXES)))

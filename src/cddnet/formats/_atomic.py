@@ -38,17 +38,25 @@ def new_files(*paths: Path) -> Iterator[tuple[Path, ...]]:
 def new_folder(path: Path, flushed: Collection[Path] = ()) -> Iterator[Path]:
     """Like `new_file` for a folder, which exists and is empty at the start.
 
+    An empty folder of that name may be there already: it is filled, or stays empty on a failure.
     flushed: files in it that the writer gave to `flush` when they were whole, so that the disk
     works while the next ones are computed; it is looked at when the folder is done.
     """
-    with _appearing((path,), flushed) as (temporary,):
+    empty = _is_empty_folder(path)
+    path = path.resolve() if empty else path
+    with _appearing((path,), flushed, fills=empty) as (temporary,):
         temporary.mkdir()
         yield temporary
+        if empty:
+            shutil.copymode(path, temporary)
 
 
 @contextmanager
-def _appearing(paths: Sequence[Path], flushed: Collection[Path] = ()) -> Iterator[tuple[Path, ...]]:
-    _refuse_existing(paths)
+def _appearing(
+    paths: Sequence[Path], flushed: Collection[Path] = (), *, fills: bool = False
+) -> Iterator[tuple[Path, ...]]:
+    """fills: the one path is an empty folder that is there already."""
+    _refuse_existing(paths, fills)
     made_parents = [parent for parent in {path.parent for path in paths} if _make(parent)]
     token = secrets.token_hex(4)
     temporaries = tuple(path.with_name(f".{token}.part.{path.name}") for path in paths)
@@ -57,14 +65,18 @@ def _appearing(paths: Sequence[Path], flushed: Collection[Path] = ()) -> Iterato
         yield temporaries
         for temporary in temporaries:
             _flush_all(temporary, flushed)
-        _refuse_existing(paths)
+        _refuse_existing(paths, fills)
         for temporary, path in zip(temporaries, paths, strict=True):
+            if fills and os.name == "nt":
+                path.rmdir()
             os.replace(temporary, path)
             renamed.append(path)
         for parent in {path.parent for path in paths} | {made.parent for made in made_parents}:
             _flush_folder(parent)
     except BaseException as error:
         left = [item for item in (*temporaries, *renamed) if not _removed(item)]
+        if fills:
+            paths[0].mkdir(exist_ok=True)
         for parent in made_parents:
             with suppress(OSError):
                 parent.rmdir()
@@ -73,9 +85,16 @@ def _appearing(paths: Sequence[Path], flushed: Collection[Path] = ()) -> Iterato
         raise
 
 
-def _refuse_existing(paths: Sequence[Path]) -> None:
+def _is_empty_folder(path: Path) -> bool:
+    """Whether a folder can be put in the place of this one and nobody loses anything by it."""
+    if not path.is_dir() or os.path.ismount(path) or path.samefile(Path.cwd()):
+        return False
+    return next(path.iterdir(), None) is None
+
+
+def _refuse_existing(paths: Sequence[Path], fills: bool) -> None:
     for path in paths:
-        if os.path.lexists(path):
+        if os.path.lexists(path) and not (fills and _is_empty_folder(path)):
             raise FormatError(
                 f"{path}: exists already, and nothing is overwritten; choose another name."
             )

@@ -34,15 +34,14 @@ from cddnet.volume import CTVolume, SliceHU
 LONGEST_ELEMENT = 2**32 - 2
 
 
-def write_derived(volume: CTVolume, path: Path) -> None:
+def write_derived(volume: CTVolume, path: Path, *, one_file: bool) -> None:
     """Write a derived volume as classic CT where its source is, as Enhanced CT where that is.
 
-    `path` ending in .dcm is a file (Enhanced CT, or a single slice), otherwise a new folder.
+    one_file: `path` is a file (Enhanced CT, or a single slice), otherwise a new folder.
     Raises FormatError for a volume without DICOM source, without any processing step, of another
     shape than its source, or with values that cannot be stored.
     """
     headers = source_of(volume, path)
-    one_file = path.suffix.lower() == ".dcm"
     if one_file and not headers.enhanced and len(headers.frames) > 1:
         raise FormatError(
             f"{path}: is one file, but the series has {len(headers.frames)} slices; "

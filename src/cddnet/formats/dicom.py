@@ -104,10 +104,11 @@ def read_files(files: Sequence[Path]) -> CTVolume:
 def write(volume: CTVolume, path: Path, options: WriteOptions) -> None:
     """Write a derived series: a new folder with a file per slice, one file for Enhanced CT.
 
-    A path that ends in .dcm is the file itself, of an Enhanced CT or a single slice. Raises
-    FormatError for a volume that does not come from DICOM or that nothing was done to.
+    A path that ends in .dcm is the file itself, of an Enhanced CT or a single slice, unless
+    `options.folder`. Raises FormatError for a volume that does not come from DICOM or that nothing
+    was done to.
     """
-    write_derived(volume, path)
+    write_derived(volume, path, one_file=path.suffix.lower() == ".dcm" and not options.folder)
 
 
 def _volume(chosen: Series, others: Sequence[Series]) -> CTVolume:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from cddnet import __version__
 from cddnet.errors import CddnetError, FormatError, ModelError
-from cddnet.formats import raster, read_volume, write_volume
+from cddnet.formats import is_folder, raster, read_volume, write_volume
 from cddnet.intensity.hu import air_for_padding
 from cddnet.intensity.normalise import to_hu, to_network
 from cddnet.models._cards import Card, read_card
@@ -70,45 +70,51 @@ class DenoiseOptions:
 
 
 def denoise_file(
-    source: Path, target: Path, options: DenoiseOptions, progress: Progress
+    source: Path, target: str | Path, options: DenoiseOptions, progress: Progress
 ) -> CTVolume:
     """Read a series, denoise it slice by slice, write it; returns the denoised volume (lazy).
 
     source: `IN/` is taken of a folder that holds pictures in `IN/` and none itself.
     target: a new folder (DICOM; pictures keep their names, as PNG, or TIFF if they hold HU) or a
-    file.  progress: called with (slices done, slices in all).
+    file; text that ends with / is a folder.  progress: called with (slices done, slices in all).
     """
-    if target.suffix.lower() in raster.JPEG_SUFFIXES:
-        raise FormatError(
-            f"{target}: JPEG would change the denoised values; write .png, or give a folder for "
-            "PNG of the same names."
-        )
+    path = Path(target)
     layout = sides(source)
     source = layout.low_dose if layout else source
     with ThreadPoolExecutor(1) as thread:
         # To compile the network takes about as long as to look through a folder and judge it.
         opening = thread.submit(_plan, options)
         found = read_volume(source, series=options.series, window_hu=options.window_hu)
+        folder = is_folder(target, from_folder=found.headers is not None or source.is_dir())
+        _require_lossless(path, folder)
         fitness = _fitness(found, options)
         volume, plan = decoded_once(found), opening.result()
     denoised = _checked(found, plan, options, fitness)
     if layout and layout.full_dose:
         note = "only IN was denoised; cddnet evaluate compares with GT"
         denoised = replace(denoised, notes=(*denoised.notes, note))
-    estimator = _estimator(found, target, plan, options)
+    estimator = _estimator(found, path, plan, options)
     if estimator:
         denoised = replace(denoised, notes=(*denoised.notes, *estimator.notes))
-    names = () if target.suffix else picture_names(source, volume)
+    names = picture_names(source, volume) if folder else ()
     with _opened(volume, denoised, plan, estimator) as stream:
         read_slice = InOrder(stream, denoised.read_slice)
         streamed = replace(denoised, read_slice=read_slice, headers=volume.headers)
         streamed = _watched(streamed, progress)
         if names:
             window_hu = None if raster.WINDOW_UNUSED in volume.notes else options.window_hu
-            write_named(streamed, target, names, window_hu)
+            write_named(streamed, path, names, window_hu)
         else:
             write_volume(streamed, target, window_hu=options.window_hu)
     return denoised
+
+
+def _require_lossless(path: Path, folder: bool) -> None:
+    if not folder and path.suffix.lower() in raster.JPEG_SUFFIXES:
+        raise FormatError(
+            f"{path}: JPEG would change the denoised values; write .png, or give a folder for "
+            "PNG of the same names."
+        )
 
 
 def denoise_volume(

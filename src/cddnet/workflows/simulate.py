@@ -64,10 +64,11 @@ class Simulated:
 
 
 def simulate_file(
-    source: Path, target: Path, options: SimulateOptions, progress: Progress
+    source: Path, target: str | Path, options: SimulateOptions, progress: Progress
 ) -> Simulated:
     """Read a series, take it to a fraction of its dose slice by slice, write it.
 
+    target: as of `write_volume`; text that ends with / is a folder.
     progress: called with (slices done, slices in all).
     Raises: CddnetError for a fraction outside (0, 1] or electronic noise below 0.
     """
