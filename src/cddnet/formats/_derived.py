@@ -29,6 +29,7 @@ from cddnet.formats._derived_headers import (
 from cddnet.formats._derived_pixels import derived_stored
 from cddnet.formats._dicom_frames import DicomHeaders, group_item, image_type, own_header
 from cddnet.formats._dicom_pixels import Stored, frame_bytes, quiet
+from cddnet.formats._dicom_text import make_explicit
 from cddnet.volume import CTVolume, SliceHU
 
 LONGEST_ELEMENT = 2**32 - 2
@@ -217,6 +218,7 @@ def _little_endian(stored: Stored) -> bytes:
 
 
 def save_dicom(header: Dataset, file: Path, recipe: Recipe) -> None:
+    make_explicit(header)
     header.file_meta = file_meta(header, recipe.steps[-1].version)
     header.preamble = b"\x00" * 128
     dcmwrite(

@@ -15,7 +15,6 @@ from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
 
 from pydicom import Dataset, uid
-from pydicom.datadict import dictionary_VR
 from pydicom.dataset import FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
@@ -24,6 +23,7 @@ from pydicom.tag import BaseTag
 from cddnet.errors import DicomError
 from cddnet.formats._dicom_frames import DicomHeaders, Frame, image_type, is_lossy
 from cddnet.formats._dicom_pixels import Stored, frame_bytes, frame_count, transfer_syntax_of
+from cddnet.formats._dicom_text import shortened, text_bytes, vr_of
 from cddnet.volume import Derivation
 
 # Names of ours in derived UIDs; a change would make every re-sent object a new one.
@@ -153,10 +153,11 @@ def derive_header(header: Dataset, recipe: Recipe) -> None:
     header.SeriesInstanceUID = recipe.series_uid
     header.SeriesNumber = recipe.series_number()
     first = recipe.frames[0].header
-    header.SeriesDescription = _series_description(_text(first, "SeriesDescription"), recipe.steps)
+    described = text_bytes(first, "SeriesDescription", header)
+    header.SeriesDescription = _series_description(described, recipe.steps, header)
     _set_times(header, recipe.now)
     header.DerivationDescription = _derivation_description(header, recipe.steps)
-    header.ImageComments = _joined(_text(header, "ImageComments"), RESEARCH_COMMENT, "LT")
+    header.ImageComments = _joined(header, "ImageComments", RESEARCH_COMMENT, "LT")
     if _text(header, "BurnedInAnnotation") != "YES":
         header.BurnedInAnnotation = "NO"
     _set_lossy(header, recipe.frames[0])
@@ -257,28 +258,21 @@ def _drop_private(dataset: Dataset) -> None:
             del dataset[tag]
             continue
         # Only sequences are taken apart: what is not touched is written as the bytes it was.
-        vr = dataset.get_item(tag).VR
-        if (vr or _vr_of(tag)) == "SQ":
+        if vr_of(dataset, tag) == "SQ":
             for item in dataset[tag].value or ():
                 _drop_private(item)
 
 
-def _vr_of(tag: BaseTag) -> str:
-    try:
-        return dictionary_VR(tag)
-    except KeyError:
-        return "UN"
-
-
-def _series_description(source: str, steps: Sequence[Derivation]) -> str:
+def _series_description(source: bytes, steps: Sequence[Derivation], header: Dataset) -> bytes:
     labels = " + ".join(_ascii(step.label) for step in steps)
     suffix = f"{labels} {RESEARCH_MARK}"
     if len(suffix) > LONGEST["LO"]:
         suffix = f"{labels[: LONGEST['LO'] - len(RESEARCH_MARK) - 1]} {RESEARCH_MARK}"
-    return f"{source[: max(0, LONGEST['LO'] - len(suffix) - 1)].strip()} {suffix}".strip()
+    kept = shortened(source, max(0, LONGEST["LO"] - len(suffix) - 1), header)
+    return b"%b %b" % (kept, suffix.encode("ascii")) if kept else suffix.encode("ascii")
 
 
-def _derivation_description(source: Dataset, steps: Sequence[Derivation]) -> str:
+def _derivation_description(source: Dataset, steps: Sequence[Derivation]) -> bytes:
     texts = []
     for step in steps:
         values = ", ".join(f"{name}={value}" for name, value in step.parameters)
@@ -286,17 +280,17 @@ def _derivation_description(source: Dataset, steps: Sequence[Derivation]) -> str
         texts.append(
             _ascii(f"{step.description} (cddnet {step.version}{weights}; {values})".strip())
         )
-    return _joined(_text(source, "DerivationDescription"), "; then: ".join(texts), "ST")
+    return _joined(source, "DerivationDescription", "; then: ".join(texts), "ST")
 
 
-def _joined(before: str, ours: str, vr: str) -> str:
-    """Ours in full as far as it fits, and what was there before in front of it."""
-    room = LONGEST[vr]
-    ours = ours[:room]
+def _joined(header: Dataset, keyword: str, sentence: str, vr: str) -> bytes:
+    """Ours (ASCII) in full as far as it fits, and what was there before in front of it."""
+    before, room = text_bytes(header, keyword, header), LONGEST[vr]
+    ours = sentence[:room].encode("ascii")
     if ours in before:
         return before
     if before and len(ours) + 4 < room:
-        return f"{before[: room - len(ours) - 2].rstrip()}; {ours}"
+        return b"%b; %b" % (shortened(before, room - len(ours) - 2, header), ours)
     return ours
 
 

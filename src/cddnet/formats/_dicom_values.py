@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.datadict import tag_for_keyword
 from pydicom.multival import MultiValue
 
 from cddnet.errors import DicomError
@@ -42,7 +43,6 @@ TEXTS = (
     "SeriesInstanceUID",
     "FrameOfReferenceUID",
     "Modality",
-    "ConvolutionKernel",
     "InstanceNumber",
     "AcquisitionNumber",
     "NumberOfFrames",
@@ -78,7 +78,13 @@ def texts_of(header: Dataset, keyword: str) -> tuple[str, ...]:
 
     A sequence in its place is not shown: what it holds may name a patient.
     """
-    value = header.get(keyword)
+    tag = tag_for_keyword(keyword)
+    element = None if tag is None or tag not in header else header.get_item(tag)
+    # Decoded in a data set of its own: in the header it would no longer be the bytes it was.
+    alone = Dataset({} if element is None else {element.tag: element})
+    implicit, little = header.original_encoding
+    alone.set_original_encoding(implicit, little, header.original_character_set)
+    value = alone.get(keyword)
     values = value if isinstance(value, MultiValue) else [value]
     texts = tuple(str(item).strip() for item in values if isinstance(item, str | int | float))
     return texts if any(texts) else ()

@@ -37,6 +37,7 @@ from cddnet.formats._derived_headers import (
 )
 from cddnet.formats._dicom_frames import DicomHeaders, Frame, group_item
 from cddnet.formats._dicom_pixels import quiet
+from cddnet.formats._dicom_text import text_bytes
 from cddnet.volume import CTVolume
 
 BYTES_PER_PIXEL = 4
@@ -266,12 +267,13 @@ def _keep_only(header: Dataset) -> None:
 
 
 def _scanner(source: Dataset) -> list[Dataset]:
-    if not source.get("Manufacturer"):
+    texts = {keyword: text_bytes(source, keyword, source) for keyword in ACQUIRED_BY}
+    if not texts["Manufacturer"]:
         return []
     item = _item(PurposeOfReferenceCodeSequence=[_coded(codes.DCM.AcquisitionEquipment)])
-    for keyword in ACQUIRED_BY:
-        if source.get(keyword):
-            item[keyword] = copy.deepcopy(source[keyword])
+    for keyword, text in texts.items():
+        if text:
+            setattr(item, keyword, text)
     return [item]
 
 
