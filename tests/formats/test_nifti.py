@@ -222,7 +222,9 @@ def test_reading_onwards_unpacks_each_byte_once(tmp_path, monkeypatch):
     monkeypatch.setattr(
         CompressedSlices, "_rewind", lambda self: (rewinds.append(1), rewind(self))[1]
     )
-    volume = read_volume(save(tmp_path / "scan.nii.gz", stored_array()))
+    # More slices than are kept.
+    many = np.concatenate([stored_array()] * 3, axis=2)
+    volume = read_volume(save(tmp_path / "scan.nii.gz", many))
     _ = volume.hu
     assert len(rewinds) == 1
     volume.read_slice(0)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from cddnet import plugins
 from cddnet.errors import FormatError, SeriesChoiceError
 from cddnet.files import lost_link, walk_files
+from cddnet.intensity.background import with_background
 from cddnet.volume import CTVolume, SliceHU
 
 HEAD_BYTES = 1024
@@ -83,7 +84,7 @@ def read_volume(
         ) from error
     except OSError as error:
         raise FormatError(f"{source}: reading failed ({error}); try again or copy it.") from error
-    return volume
+    return volume if _is_dicom(module) else with_background(volume)
 
 
 def read_all_series(path: str | Path) -> tuple[CTVolume, ...]:

@@ -36,6 +36,7 @@ from cddnet.formats._dicom_values import (
     whole,
 )
 from cddnet.formats._stored import require_slice_size
+from cddnet.intensity.background import NO_AIR_HU, background
 from cddnet.intensity.hu import stored_to_hu
 from cddnet.volume import Mask, SliceHU
 
@@ -108,6 +109,11 @@ class Frame:
         several = frame_count(self.header) > 1
         return f"{self.path.name} frame {self.index + 1}" if several else self.path.name
 
+    @property
+    def lowest_hu(self) -> float:
+        """Lowest HU that a legal stored value stands for."""
+        return min(value * self.slope + self.intercept for value in self.legal)
+
     def hu(self, stored: Stored) -> SliceHU:
         """HU of this slice's stored values."""
         return stored_to_hu(stored, self.slope, self.intercept)
@@ -131,6 +137,11 @@ class DicomHeaders:
     frames: tuple[Frame, ...]
     enhanced: bool
 
+    @property
+    def may_be_padded(self) -> bool:
+        """Whether any slice declares padding, or can hold a value that no air has."""
+        return any(frame.padding or frame.lowest_hu < NO_AIR_HU for frame in self.frames)
+
     def read_stored(self, index: int) -> Stored:
         """Stored values (H, W) of slice `index`."""
         frame = self.frames[index]
@@ -141,8 +152,12 @@ class DicomHeaders:
         return self.frames[index].hu(self.read_stored(index))
 
     def read_padding(self, index: int) -> Mask:
-        """Where slice `index` is padding (H, W)."""
-        return self.frames[index].padding_mask(self.read_stored(index))
+        """Where slice `index` is padding (H, W): as declared, or the constant background."""
+        frame, stored = self.frames[index], self.read_stored(index)
+        declared = frame.padding_mask(stored)
+        if frame.lowest_hu >= NO_AIR_HU:
+            return declared
+        return declared | background(stored, frame.hu(stored))
 
 
 def own_header(frame: Frame) -> Dataset:

@@ -143,7 +143,7 @@ def _checked_volume(chosen: Series, others: Sequence[Series]) -> CTVolume:
         shape=(len(slices.frames), *slices.frames[0].size),
         spacing_mm=slices.spacing_mm,
         read_slice=headers.read_hu,
-        read_padding=headers.read_padding if any(f.padding for f in slices.frames) else None,
+        read_padding=headers.read_padding if headers.may_be_padded else None,
         origin_mm=slices.origin_mm,
         direction=slices.direction,
         thickness_mm=_one_thickness_mm(slices.frames),

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from cddnet import __version__
 from cddnet.errors import CddnetError, FormatError, ModelError
 from cddnet.formats import is_folder, raster, read_volume, write_volume
+from cddnet.intensity.background import with_background
 from cddnet.intensity.hu import air_for_padding
 from cddnet.intensity.normalise import to_hu, to_network
 from cddnet.models._cards import Card, read_card
@@ -154,7 +155,7 @@ def denoise_hu(
         raise CddnetError(f"hu is {hu.dtype}, expected float32 in HU; convert it first.")
     if not np.isfinite(hu).all():
         raise CddnetError("hu holds values that are not finite; replace them, with -1000 for air.")
-    volume = CTVolume.from_hu(hu, spacing_mm)
+    volume = with_background(CTVolume.from_hu(hu, spacing_mm))
     return denoise_volume(volume, model, strength).hu.reshape(hu.shape)
 
 
@@ -193,7 +194,7 @@ def _fitness(volume: CTVolume, options: DenoiseOptions) -> Fitness | None:
     if options.forced is not None:
         return None
     windowed = options.window_hu is not None
-    return admitted(decoded_once(volume), force=options.force, windowed=windowed)
+    return admitted(volume, force=options.force, windowed=windowed)
 
 
 def _checked(

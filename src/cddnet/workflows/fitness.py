@@ -28,6 +28,7 @@ from cddnet.metrics.plausibility import (
     value_signs,
 )
 from cddnet.volume import CTVolume, Derivation, Mask, SliceHU
+from cddnet.workflows._decoding import decoded_once
 from cddnet.workflows._fitness_header import Finding, Kind, header_findings
 from cddnet.workflows._fitness_texture import texture_findings
 
@@ -144,15 +145,14 @@ def _facts_of(volume: CTVolume) -> HeaderFacts:
 
 
 def _sample(volume: CTVolume) -> _Sample:
-    depth = volume.shape[0]
+    volume, depth = decoded_once(volume), volume.shape[0]
     places = np.linspace(0.1, 0.9, SLICES) * (depth - 1)
-    chosen = sorted({round(place) for place in places.tolist()})
-    padding = [volume.padding(index) for index in chosen]
-    slices = [
-        air_for_padding(volume.read_slice(index), empty)
-        for index, empty in zip(chosen, padding, strict=True)
-    ]
-    return _Sample(slices, padding)
+    sample = _Sample([], [])
+    for index in sorted({round(place) for place in places.tolist()}):
+        hu, empty = volume.read_slice(index), volume.padding(index)
+        sample.slices.append(air_for_padding(hu, empty))
+        sample.padding.append(empty)
+    return sample
 
 
 def _pixel_mm(volume: CTVolume) -> float:

@@ -25,6 +25,7 @@ from cddnet import __version__
 from cddnet.config import ConfigError, PatientSplit, load_config
 from cddnet.errors import CddnetError, FormatError
 from cddnet.formats import dicom, read_volume
+from cddnet.intensity.background import with_background
 from cddnet.training.leaks import described, require_apart
 from cddnet.training.manifest import (
     MANIFEST,
@@ -299,7 +300,8 @@ def _volume(run: _Run, entry: Entry) -> CTVolume:
     def read_slice(index: int) -> SliceHU:
         return read_volume(folder / entry.files[index], window_hu=window_hu).read_slice(0)
 
-    return replace(first, shape=(len(entry.files), *first.shape[1:]), read_slice=read_slice)
+    shape = (len(entry.files), *first.shape[1:])
+    return with_background(replace(first, shape=shape, read_slice=read_slice))
 
 
 def _require_square(volume: CTVolume) -> None:
