@@ -27,9 +27,10 @@ from cddnet.formats._derived_headers import (
     source_image,
 )
 from cddnet.formats._derived_pixels import derived_stored
-from cddnet.formats._dicom_frames import DicomHeaders, group_item, image_type, own_header
+from cddnet.formats._dicom_frames import DicomHeaders, group_item, own_header
 from cddnet.formats._dicom_pixels import Stored, frame_bytes, quiet
 from cddnet.formats._dicom_text import make_explicit
+from cddnet.formats._dicom_values import image_type
 from cddnet.volume import CTVolume, SliceHU
 
 LONGEST_ELEMENT = 2**32 - 2

@@ -21,9 +21,10 @@ from pydicom.sr.coding import Code
 from pydicom.tag import BaseTag
 
 from cddnet.errors import DicomError
-from cddnet.formats._dicom_frames import DicomHeaders, Frame, image_type, is_lossy
+from cddnet.formats._dicom_frames import DicomHeaders, Frame, is_lossy
 from cddnet.formats._dicom_pixels import Stored, frame_bytes, frame_count, transfer_syntax_of
 from cddnet.formats._dicom_text import shortened, text_bytes, vr_of
+from cddnet.formats._dicom_values import image_type
 from cddnet.volume import Derivation
 
 # Names of ours in derived UIDs; a change would make every re-sent object a new one.

@@ -28,11 +28,11 @@ from cddnet.formats._dicom_values import (
     TEXTS,
     Vector,
     directions,
+    image_type,
     joined_text,
     numbers,
     padding,
     rescale,
-    texts_of,
     whole,
 )
 from cddnet.formats._stored import require_slice_size
@@ -170,19 +170,9 @@ def own_header(frame: Frame) -> Dataset:
     return copy.deepcopy(header) if header is frame.kept else header
 
 
-def is_localizer(scanned: Scanned) -> bool:
-    """True for a scout view: it is CT, but a projection and no slice."""
-    return "LOCALIZER" in image_type(scanned.header)[2:]
-
-
 def is_enhanced(header: Dataset) -> bool:
     """True for Enhanced CT: many slices in one file."""
     return str(header.get("SOPClassUID", "")) == EnhancedCTImageStorage
-
-
-def image_type(header: Dataset) -> tuple[str, ...]:
-    """Values of ImageType, without the blanks some senders leave in them."""
-    return tuple(text.upper() for text in texts_of(header, "ImageType"))
 
 
 def frames_of(scanned: Scanned) -> tuple[Frame, ...]:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cddnet.errors import DicomError, GeometryError
 from cddnet.formats._dicom_frames import Frame
-from cddnet.formats._dicom_pixels import SEND_AGAIN, read_stored
+from cddnet.formats._dicom_pixels import SEND_AGAIN, frame_count, read_stored
 from cddnet.formats._dicom_values import Vector
 
 SAME_POSITION_MM = 0.01
@@ -108,20 +108,14 @@ def _lone(frame: Frame) -> Stack:
 
 
 def _require_one_grid(frames: Sequence[Frame], uid: str) -> None:
-    first = frames[0]
-    for frame in frames[1:]:
-        if frame.size != first.size:
-            raise _differing(uid, "matrix size", (first, first.size), (frame, frame.size))
-        if not np.allclose(frame.spacing_mm, first.spacing_mm, rtol=PIXEL_TOLERANCE_FRACTION):
-            raise _differing(
-                uid, "pixel spacing (mm)", (first, first.spacing_mm), (frame, frame.spacing_mm)
-            )
+    _require_alike(frames, uid, "matrix size", lambda frame: frame.size, 0.0)
+    spacing = (lambda frame: frame.spacing_mm, PIXEL_TOLERANCE_FRACTION * min(frames[0].spacing_mm))
+    _require_alike(frames, uid, "pixel spacing (mm)", *spacing)
 
 
 def _require_placed(
     frames: Sequence[Frame], uid: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    first = frames[0]
     for frame in frames:
         for keyword, value in (
             ("ImagePositionPatient", frame.position_mm),
@@ -130,33 +124,47 @@ def _require_placed(
             if value is None:
                 raise GeometryError(
                     f"series {uid}: {frame.name} has no {keyword}, so its place among the "
-                    f"{len(frames)} slices is unknown; export the original series, "
-                    "or give one file alone."
+                    f"{len(frames)} slices is unknown; export the original series"
+                    f"{_or_without(frame)}."
                 )
-        here, there = _orientation(frame), _orientation(first)
-        if max(abs(a - b) for a, b in zip(here, there, strict=True)) > DIRECTION_TOLERANCE:
-            raise _differing(uid, "orientation", (first, there), (frame, here))
-    return np.array(first.row_direction), np.array(first.column_direction)
+    _require_alike(frames, uid, "orientation", _orientation, DIRECTION_TOLERANCE)
+    return np.array(frames[0].row_direction), np.array(frames[0].column_direction)
 
 
 def _orientation(frame: Frame) -> tuple[float, ...]:
     return (*(frame.row_direction or ()), *(frame.column_direction or ()))
 
 
-def _differing(
-    uid: str, what: str, first: tuple[Frame, object], other: tuple[Frame, object]
-) -> GeometryError:
-    return GeometryError(
-        f"series {uid}: the {what} differs, {_shown(first[1])} in {first[0].name} but "
-        f"{_shown(other[1])} in {other[0].name}; export each as its own series, "
-        "or give one file alone."
+def _require_alike(
+    frames: Sequence[Frame],
+    uid: str,
+    what: str,
+    value_of: Callable[[Frame], tuple[float, ...]],
+    tolerance: float,
+) -> None:
+    """Refuse slices that differ, by the name of one that is unlike most of the others."""
+    values = np.array([value_of(frame) for frame in frames], dtype=np.float64)
+    apart = np.abs(values - values[0]).max(axis=1) > tolerance
+    if not apart.any():
+        return
+    most, other = (0, int(np.argmax(apart)))
+    if apart.sum() > len(frames) / 2:
+        most, other = other, most
+    raise GeometryError(
+        f"series {uid}: the {what} differs, {_shown(value_of(frames[most]))} in "
+        f"{frames[most].name} but {_shown(value_of(frames[other]))} in {frames[other].name}; "
+        f"export each as its own series{_or_without(frames[other])}."
     )
 
 
-def _shown(value: object) -> str:
-    if isinstance(value, tuple):
-        return "(" + ", ".join(f"{number:g}" for number in value) + ")"
-    return str(value)
+def _or_without(frame: Frame) -> str:
+    """A remedy for one odd slice, which as one of several frames cannot be taken out."""
+    several = frame_count(frame.header) > 1
+    return "" if several else ", or, if it is no slice of the series, take it out"
+
+
+def _shown(value: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{number:g}" for number in value) + ")"
 
 
 def _drop_repeats(

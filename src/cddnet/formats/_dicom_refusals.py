@@ -12,6 +12,7 @@ from pydicom.uid import (
 
 from cddnet.errors import DicomError
 from cddnet.formats._dicom_pixels import SEND_AGAIN
+from cddnet.formats._dicom_strays import is_text_page
 from cddnet.formats._dicom_values import joined_text, whole
 
 # Defined terms of ImageType from value 3 on whose pixels are no CT image in HU, or whose noise is
@@ -35,7 +36,6 @@ COMPUTED = frozenset(
     {"ADDITION", "SUBTRACTION", "DIVISION", "MULTIPLICATION", "MASKED", "STD_DEVIATION", "QUANTITY"}
     | {"MAXIMUM", "MINIMUM", "MIP", "MINIP", "PROJECTION IMAGE"}
 )
-TEXT_PAGES = frozenset({"SCREEN SAVE", "CT_SOM5 PROT", "DOSE REPORT", "DOSE_INFO"})
 
 
 def require_ct(header: Dataset, name: str) -> None:
@@ -64,13 +64,14 @@ def require_hu_content(values: tuple[str, ...], name: str) -> None:
         (MAPS, "is a perfusion map, or an image of a perfusion study, and no plain CT slice"),
         (MULTI_ENERGY, "was computed from several X-ray energies"),
         (COMPUTED, "was computed from other images"),
-        (TEXT_PAGES, "is a page of text stored as CT"),
     )
-    for terms, reason in reasons:
-        if found & terms:
-            raise DicomError(
-                f"{name}: {reason} (image type {said}); choose the original axial series."
-            )
+    told = [reason for terms, reason in reasons if found & terms]
+    if is_text_page(values):
+        told.append("is a page of text stored as CT")
+    if told:
+        raise DicomError(
+            f"{name}: {told[0]} (image type {said}); choose the original axial series."
+        )
 
 
 def require_grey(header: Dataset, name: str) -> None:

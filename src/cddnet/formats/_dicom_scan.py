@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,11 @@ from cddnet.formats._dicom_frames import (
     Frame,
     Scanned,
     frames_of,
-    image_type,
-    is_localizer,
 )
 from cddnet.formats._dicom_kept import SharedElements, dataset_of, raw_elements
 from cddnet.formats._dicom_pixels import find_pixels, quiet, read_up_to_pixels, transfer_syntax_of
-from cddnet.formats._dicom_values import TEXTS, joined_text
+from cddnet.formats._dicom_strays import stray_kind
+from cddnet.formats._dicom_values import TEXTS, image_type, joined_text
 
 # A data set without preamble starts with a low tag of the lowest groups, in either byte order.
 FIRST_GROUPS = {b"\x08\x00": "little", b"\x02\x00": "little", b"\x00\x08": "big"}
@@ -64,12 +64,15 @@ class SeriesSummary(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Series:
-    """The files of one series. frames: in the order of the files, none where it is unfit."""
+    """The files of one series. frames: in the order of the files, none where it is unfit.
+
+    strays: kind and number of the objects that are no slices and were left out.
+    """
 
     uid: str
     files: tuple[Scanned, ...]
     frames: tuple[Frame, ...]
-    localizers: int
+    strays: tuple[tuple[str, int], ...]
     unfit: str
 
     def summary(self) -> SeriesSummary:
@@ -170,16 +173,33 @@ def _choice(problem: str, among: tuple[Series, ...]) -> SeriesChoiceError:
 
 
 def _series(uid: str, files: tuple[Scanned, ...]) -> Series:
-    slices = [scanned for scanned in files if not is_localizer(scanned)]
-    localizers = len(files) - len(slices)
+    kinds = [_stray_kind(scanned) for scanned in files]
+    slices = [scanned for scanned, kind in zip(files, kinds, strict=True) if not kind]
     frames: list[Frame] = []
-    unfit = ""
-    try:
-        for scanned in slices or files:
+    refusals: list[str] = []
+    for scanned in slices or files:
+        try:
             frames.extend(frames_of(scanned))
-    except DicomError as error:
-        frames, unfit = [], str(error)
-    return Series(uid=uid, files=files, frames=tuple(frames), localizers=localizers, unfit=unfit)
+        except DicomError as error:
+            refusals.append(str(error))
+    unfit = refusals[0] if refusals else ""
+    if frames and unfit:
+        unfit = f"{unfit} If it is no slice of the series, take it out."
+    return Series(
+        uid=uid,
+        files=files,
+        frames=() if unfit else tuple(frames),
+        strays=tuple(sorted(Counter(filter(None, kinds)).items())) if slices else (),
+        unfit=unfit,
+    )
+
+
+def _stray_kind(scanned: Scanned) -> str:
+    try:
+        return stray_kind(scanned.header)
+    except Exception:
+        # A damaged header is refused where its values are read.
+        return ""
 
 
 def _scan(path: Path, shared: SharedElements) -> Iterator[Scanned]:

@@ -95,6 +95,11 @@ def joined_text(header: Dataset, keyword: str) -> str:
     return "\\".join(texts_of(header, keyword))
 
 
+def image_type(header: Dataset) -> tuple[str, ...]:
+    """Values of ImageType in capitals, without the blanks some senders leave in them."""
+    return tuple(text.upper() for text in texts_of(header, "ImageType"))
+
+
 def numbers(told: Dataset, keyword: str, count: int, name: str) -> tuple[float, ...] | None:
     """A header's decimal numbers; None where they are absent or empty."""
     try:

@@ -10,10 +10,11 @@ from pydicom import Dataset
 
 from cddnet.errors import DicomError
 from cddnet.formats._derived_headers import MANUFACTURER
-from cddnet.formats._dicom_frames import group_item, image_type
+from cddnet.formats._dicom_frames import group_item
 from cddnet.formats._dicom_pixels import SEND_AGAIN, quiet
 from cddnet.formats._dicom_scan import read_header
-from cddnet.formats._dicom_values import joined_text
+from cddnet.formats._dicom_strays import stray_kind
+from cddnet.formats._dicom_values import image_type, joined_text
 
 # No text that rules look at may be longer (PS3.5 6.2); a pattern must not be given a book.
 LONGEST_TEXT = 256
@@ -25,6 +26,7 @@ class HeaderFacts:
     """Texts are "" where the header says nothing; they may name a patient and belong in no log.
 
     image_type: values in capitals.  ours: whether this package derived the image from another.
+    stray: what kind of object this is if it cannot be a slice of a CT series, "" for a slice.
     """
 
     modality: str = ""
@@ -38,6 +40,7 @@ class HeaderFacts:
     thickness_mm: float | None = None
     image_type: tuple[str, ...] = ()
     ours: bool = False
+    stray: str = ""
 
 
 def read_facts(path: Path) -> HeaderFacts:
@@ -72,6 +75,7 @@ def _facts(header: Dataset) -> HeaderFacts:
         thickness_mm=_number(header, "SliceThickness") or _number(measures, "SliceThickness"),
         image_type=tuple(value[:LONGEST_TEXT] for value in image_type(header)),
         ours=_is_ours(header),
+        stray=stray_kind(header),
     )
 
 

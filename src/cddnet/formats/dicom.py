@@ -21,7 +21,6 @@ from cddnet.formats._dicom_frames import (
     Frame,
     Scanned,
     group_item,
-    image_type,
     is_enhanced,
     is_lossy,
 )
@@ -43,7 +42,8 @@ from cddnet.formats._dicom_scan import (
     looks_like_dicom,
     series_of,
 )
-from cddnet.formats._dicom_values import joined_text
+from cddnet.formats._dicom_strays import LOCALIZER
+from cddnet.formats._dicom_values import image_type, joined_text
 from cddnet.volume import Acquisition, CTVolume
 
 __all__ = [
@@ -247,8 +247,13 @@ def _file_notes(files: Sequence[Scanned]) -> list[str]:
 
 def _left_out(chosen: Series, others: Sequence[Series]) -> list[str]:
     notes = []
-    if chosen.localizers:
-        notes.append(f"{chosen.localizers} localizer images of the series were left out")
+    for kind, count in chosen.strays:
+        if kind == LOCALIZER:
+            notes.append(f"{count} localizer images of the series were left out")
+        elif count == 1:
+            notes.append(f"1 object of the series that is no slice ({kind}) was left out")
+        else:
+            notes.append(f"{count} objects of the series that are no slices ({kind}) were left out")
     if others:
         kinds = Counter(series.summary().modality or "unknown" for series in others)
         listed = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))

@@ -22,7 +22,7 @@ import numpy as np
 from cddnet.errors import CddnetError, DicomError, FormatError, GeometryError, UnfitError
 from cddnet.formats import write_volume
 from cddnet.formats._facts import read_facts
-from cddnet.formats.dicom import read_files
+from cddnet.formats.dicom import DicomHeaders, read_files
 from cddnet.metrics import noise
 from cddnet.node.archive.manifest import Outcome
 from cddnet.node.archive.query import Remote, fetch, silence
@@ -93,10 +93,10 @@ def _denoised(task: Task, files: Sequence[Path]) -> Outcome:
 
     if not files:
         return Outcome("failed", "no file of it is left in the source", "FileNotFoundError")
-    facts = read_facts(files[0])
+    volume = read_files(files)
+    facts = read_facts(_first_slice(volume))
     if facts.ours:
         return Outcome("refused", "was made by cddnet; give the series that it was made from")
-    volume = read_files(files)
     recipe = task.recipe
     options = DenoiseOptions(model=recipe.model, strength=recipe.strength, force=recipe.force)
     derived = _dated(denoise_with(volume, options), recipe)
@@ -128,6 +128,14 @@ def _denoised(task: Task, files: Sequence[Path]) -> Outcome:
         kernel=_short(facts.kernel),
         engine=", ".join(settings.get(name, "") for name in ("engine", "precision", "device")),
     )
+
+
+def _first_slice(volume: CTVolume) -> Path:
+    """A file of the series that is one of its slices."""
+    headers = volume.headers
+    if not isinstance(headers, DicomHeaders):
+        raise FormatError("it came as no DICOM; convert the series to DICOM.")
+    return headers.frames[0].path
 
 
 def noise_levels_hu(

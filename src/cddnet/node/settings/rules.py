@@ -135,14 +135,14 @@ class Decision(NamedTuple):
 
 
 def facts_of(files: Iterable[Path], calling_ae: str = "") -> Facts:
-    """Facts of a series: of the first of its files that is no localizer, if there is one.
+    """Facts of a series: of the first of its files that is a slice, if there is one.
 
     Raises DicomError for a file that is no DICOM image, or damaged.
     """
     facts: Facts | None = None
     for file in files:
         found = Facts(**asdict(read_facts(file)), calling_ae=calling_ae.strip())
-        if not _is_localizer(found):
+        if not found.stray:
             return found
         facts = facts or found
     if facts is None:

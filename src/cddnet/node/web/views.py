@@ -66,7 +66,7 @@ class VersionView(BaseModel):
 
 class OutputView(BaseModel):
     """One result of a series. versions: the newest first; several where weights were updated;
-    notes: of the fitness check.
+    notes: of the reader and the fitness check.
     """
 
     key: str

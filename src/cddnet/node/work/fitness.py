@@ -9,14 +9,14 @@ from typing import NamedTuple
 from cddnet.errors import CddnetError
 from cddnet.formats.dicom import read_files
 from cddnet.volume import CTVolume
-from cddnet.workflows.fitness import examine
+from cddnet.workflows.fitness import Fitness, examine
 
 
 class Verdict(NamedTuple):
     """What the check said of a series, in words that name no patient.
 
     refusal: why it is refused, "" where it is not.  kinds: of what refuses it, in words of the log.
-    notes: what a person should know of one that is fit.
+    notes: of the reader and the check, what a person should know of one that is fit.
     """
 
     refusal: str
@@ -26,10 +26,14 @@ class Verdict(NamedTuple):
 
 def judged(volumes: Iterable[CTVolume]) -> Verdict:
     """The verdict on the volumes of one series; one that is refused refuses all."""
-    found = [examine(volume) for volume in volumes]
+    found: list[Fitness] = []
+    read: list[str] = []
+    for volume in volumes:
+        found.append(examine(volume))
+        read += volume.notes
     refusals = dict.fromkeys(fitness.refusal for fitness in found if fitness.refusal)
     kinds = {kind for fitness in found for kind in fitness.refused_kinds.split(", ") if kind}
-    notes = dict.fromkeys(note for fitness in found for note in fitness.notes)
+    notes = dict.fromkeys((*read, *(note for fitness in found for note in fitness.notes)))
     return Verdict("; ".join(refusals), ", ".join(sorted(kinds)), tuple(notes))
 
 

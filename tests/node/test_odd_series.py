@@ -1,0 +1,92 @@
+"""Odd series in the node and in an archive run: read as the command line reads them."""
+
+import pytest
+from pydicom import Dataset, dcmread, uid
+from quick_denoiser import quick_archive
+from small_node import Clock, archive_at, ct, node_config, received, shifted, station_at
+
+from cddnet.node.archive.run import ArchiveOptions, archive
+from cddnet.node.work.worker import Worker
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch):
+    monkeypatch.setattr("os.fsync", lambda handle: None)
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def worked(folder, clock, datasets):
+    """The queue's row and the derived headers of a node that got these images."""
+    outputs = [{"strength": 0, "force": True, "destinations": ["pacs"]}]
+    rules = [{"name": "axial", "when": {"thickness_mm": [1, 9]}, "do": outputs}]
+    station = station_at(node_config(folder, {"pacs": archive_at(4)}, rules=rules), clock)
+    received(station, datasets)
+    clock.now += 100
+    worker = Worker(station, shifted)
+    while worker.step():
+        pass
+    (row,) = station.journal.queue()
+    headers = [dcmread(file) for file in sorted((folder / "outbox").rglob("*.dcm"))]
+    return row, headers
+
+
+def archived(folder, monkeypatch, datasets):
+    """The report on one series, whose files are named in the order of the data sets."""
+    quick_archive(monkeypatch)
+    (folder / "source").mkdir(parents=True)
+    for number, dataset in enumerate(datasets):
+        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        dataset.save_as(folder / "source" / f"{number}.dcm", enforce_file_format=True)
+    options = ArchiveOptions(source=str(folder / "source"), out=folder / "out", workers=0)
+    return archive(options, lambda _: None)
+
+
+def page():
+    """A page of text stored as CT, with another thickness than the slices."""
+    dataset = ct(50, ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"], SliceThickness="0")
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient"):
+        del dataset[keyword]
+    return dataset
+
+
+def plan():
+    dataset, slice_ = Dataset(), ct(51)
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "PatientName"):
+        dataset[keyword] = slice_[keyword]
+    dataset.SOPClassUID, dataset.Modality = uid.RTStructureSetStorage, "RTSTRUCT"
+    dataset.file_meta = slice_.file_meta
+    return dataset
+
+
+def test_a_page_that_came_first_neither_decides_nor_is_denoised(tmp_path, clock):
+    row, headers = worked(tmp_path / "node", clock, [page(), *map(ct, range(3))])
+    assert row.rule == "axial"
+    (output,) = row.outputs
+    assert output.state == "sending"
+    assert "1 object of the series that is no slice (page of text) was left out" in output.notes
+    places = {float(header.ImagePositionPatient[2]) for header in headers}
+    assert places == {0.0, 1.0, 2.0}
+
+
+def test_an_archive_leaves_out_plans_and_pages(tmp_path, monkeypatch):
+    report = archived(tmp_path, monkeypatch, [plan(), page(), *map(ct, range(3))])
+    assert (report.done, report.slices, report.refused, report.failed) == (1, 3, (), ())
+    (scanner,) = report.scanners
+    assert scanner.model == ct().ManufacturerModelName
+
+
+def test_a_page_that_cannot_be_told_is_refused_in_a_sentence(tmp_path, clock, monkeypatch):
+    odd = ct(50)
+    del odd.ImagePositionPatient
+    row, headers = worked(tmp_path / "node", clock, [*map(ct, range(3)), odd])
+    (output,) = row.outputs
+    assert (output.state, headers) == ("refused", [])
+    assert "take it out" in output.error
+    report = archived(tmp_path / "archive", monkeypatch, [*map(ct, range(3)), odd])
+    (left,) = report.refused
+    assert "take it out" in left.reason
