@@ -39,7 +39,7 @@ OUTCOMES: dict[str, str | None] = {
     "image_npz_header_without_end.npz": "not an array of numbers",
     "image_npz_shape_of_text.npz": "not an array of numbers",
     "image_png_chunk_of_no_length.png": "the picture cannot be read",
-    "image_tiff_15_bits.tif": "the picture cannot be read",
+    "image_tiff_15_bits.tif": None,
     "image_tiff_33_million_pixels.tif": "a slice of 32768 x 1024 pixels",
     "image_tiff_bits_of_text.tif": "the picture cannot be read",
     "image_tiff_deflate_damaged.tif": "the picture cannot be read",

@@ -1,12 +1,11 @@
 """Pictures: TIFF in HU or grey levels (needs tifffile), PNG and JPEG in grey levels.
 
 A series is a folder of pictures in natural order of their names, or one TIFF with several pages.
-Numbers with a sign, whole or not, are HU as they stand; grey levels mean nothing without the
-window they were made with, which the caller gives. A volume of several slices written to
-`name.png` becomes a folder of that name with 0001.png, 0002.png and so on. JPEG is written at
-quality 95 and changes the values by some grey levels even so: for looking at, not for measuring.
-
-Above 300 lines: a format is one file, and these share windows and grey levels.
+Numbers with a sign, whole or not, are HU as they stand, and so are those that ImageJ calibrated;
+other grey levels mean nothing without the window they were made with, which the caller gives. A
+volume of several slices written to `name.png` becomes a folder of that name with 0001.png, 0002.png
+and so on. JPEG is written at quality 95 and changes the values by some grey levels even so: for
+looking at, not for measuring.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +28,7 @@ from cddnet.formats import ReadOptions, WriteOptions, head_of
 from cddnet.formats._atomic import new_folder
 from cddnet.formats._axes import Axes, axes_from_directions, axes_of
 from cddnet.formats._finite import finite_hu
+from cddnet.formats._imagej import Calibration, Description, described
 from cddnet.formats._optional import optional
 from cddnet.formats._sidecar import (
     FOLDER_RECORD,
@@ -42,6 +42,9 @@ from cddnet.formats._stored import require_slice_size
 from cddnet.intensity.window import from_grey, to_grey
 from cddnet.volume import CTVolume, SliceHU
 
+if TYPE_CHECKING:
+    import tifffile
+
 SUFFIXES = (".tiff", ".tif", ".png", ".jpeg", ".jpg")
 FOLDER = True
 
@@ -52,6 +55,14 @@ TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MIN_IS_BLACK, RGB, CHUNKY = 1, 2, 1
 PNG_HEAD, JPEG_HEAD = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 JPEG_QUALITY = 95
+# Compression that keeps every value: none, LZW, deflate (two), PackBits, LZMA, zstd (two).
+LOSSLESS = (1, 5, 8, 32946, 32773, 34925, 50000, 34926)
+# HU that are added to values before they are stored without a sign.
+USUAL_OFFSETS = (1024, 1000, 32768)
+SAMPLED_PAGES = 5
+# Least share of a picture that is denser than lung; soft tissue; air with its noise, and metal.
+SMALLEST_BODY = 0.03
+LUNG_HU, FAT_HU, NEAR_WATER_HU, POSSIBLE_HU = -500.0, -200.0, 200.0, (-1100.0, 30000.0)
 BITS = {"L": 8, "LA": 8, "P": 8, "RGB": 8, "RGBA": 8, "I": 16, "I;16": 16, "I;16B": 16}
 
 NO_GEOMETRY = (
@@ -60,17 +71,19 @@ NO_GEOMETRY = (
 )
 COLOUR = "the pictures have channels for colour that are all equal; one of them is used"
 LOSSY = "JPEG compression has changed the values before they came here"
-WINDOW_UNUSED = "the TIFF holds HU as they stand; the window is not used"
+WINDOW_UNUSED = "the TIFF holds HU; the window is not used"
 
 
 class _Page(NamedTuple):
-    """One picture. bits: of its grey levels, None where it holds HU; channels: 1 for grey."""
+    """One picture, or one slice of the values behind the only page of a TIFF."""
 
     path: Path
     page: int
     size: tuple[int, int]
-    bits: int | None
-    channels: int = 1
+    bits: int | None  # of its grey levels, None where it holds HU
+    channels: int = 1  # 1 for grey
+    start: int | None = None  # byte where its values begin, where no page of its own says so
+    calibration: Calibration | None = None
 
     def __str__(self) -> str:
         return f"{self.path}, page {self.page + 1}" if self.page else str(self.path)
@@ -122,7 +135,7 @@ def read(path: Path, options: ReadOptions) -> CTVolume:
     pages = [page for file in files for page in _pages(file, alone=file == path)]
     _require_alike(pages)
     first = pages[0]
-    window = _window_for_reading(first, options)
+    window = _window_for_reading(pages, options)
     notes = [*_notes(pages, window, options), *ignored]
     for page in pages:
         if page.channels > 1:
@@ -136,7 +149,8 @@ def read(path: Path, options: ReadOptions) -> CTVolume:
         page = pages[index]
         stored = _stored(page)
         if page.bits is None or window is None:
-            return finite_hu(stored, str(page))
+            intercept, slope = page.calibration or (0.0, 1.0)
+            return finite_hu(stored, str(page), slope=slope, intercept=intercept)
         return from_grey(stored.astype(np.int64), window, page.bits)
 
     return CTVolume(
@@ -282,18 +296,51 @@ def _require_alike(pages: list[_Page]) -> None:
             raise FormatError(f"pictures of one series differ in values: {kinds}; separate them.")
 
 
-def _window_for_reading(first: _Page, options: ReadOptions) -> tuple[float, float] | None:
+def _window_for_reading(pages: list[_Page], options: ReadOptions) -> tuple[float, float] | None:
+    first = pages[0]
     if first.bits is None:
         return None
-    if options.window_hu is None:
-        exact = (
-            ", or --window -1024 64511 for values stored as HU + 1024" if first.bits == 16 else ""
-        )
-        raise FormatError(
-            f"{first}: holds {first.values}, not HU; say which HU black and white stand for, such "
-            f"as --window -160 240{exact}."
-        )
-    return _checked(options.window_hu, str(first))
+    if options.window_hu is not None:
+        return _checked(options.window_hu, str(first))
+    raise FormatError(
+        f"{first}: holds {first.values}, not HU; say which HU black and white stand for, "
+        f"{_suggested(pages)}."
+    )
+
+
+def _suggested(pages: list[_Page]) -> str:
+    """Windows to try: no other than those that make these values HU of a body."""
+    bits = pages[0].bits or 0
+    if bits <= 8:
+        return "such as --window -160 240"
+    chosen = {round(place) for place in np.linspace(0, len(pages) - 1, SAMPLED_PAGES)}
+    values = np.concatenate([_stored(pages[index])[::2, ::2].ravel() for index in sorted(chosen)])
+    exact = [
+        f"--window {-offset} {2**bits - 1 - offset} for values stored as HU + {offset}"
+        for offset in USUAL_OFFSETS
+        if _like_hu(values.astype(np.float64) - offset)
+    ]
+    if exact:
+        return ", or ".join(exact)
+    return (
+        "with --window LOW HIGH, the window that they were exported with (they are no HU with an "
+        "offset of " + ", ".join(map(str, USUAL_OFFSETS)) + ")"
+    )
+
+
+def _like_hu(values: NDArray[np.float64]) -> bool:
+    """Whether values (N,) may be HU of a body; the most frequent one is background and left aside.
+
+    Of what is denser than lung, enough is near water and not too much between lung and fat.
+    """
+    levels, counts = np.unique(values, return_counts=True)
+    varying = values[values != levels[counts.argmax()]]
+    body = varying[varying > LUNG_HU]
+    if body.size < SMALLEST_BODY * values.size or body.size == 0:
+        return False
+    beyond = np.mean((varying < POSSIBLE_HU[0]) | (varying > POSSIBLE_HU[1]))
+    near, between = np.mean(np.abs(body) < NEAR_WATER_HU), np.mean(body < FAT_HU)
+    return bool(beyond < 0.01 and near > 0.3 and between < 0.3)
 
 
 def _checked(window_hu: tuple[float, float], where: str) -> tuple[float, float]:
@@ -319,6 +366,9 @@ def _notes(
         )
     elif options.window_hu is not None:
         yield WINDOW_UNUSED
+    if pages[0].calibration:
+        intercept, slope = pages[0].calibration
+        yield f"HU by ImageJ's calibration of the TIFF: {intercept:g} + {slope:g} x stored"
     if any(page.channels > 1 for page in pages):
         yield COLOUR
     if any(head_of(page.path).startswith(JPEG_HEAD) for page in pages):
@@ -353,33 +403,111 @@ def _picture(file: Path) -> _Page:
 
 
 def _tiff_pages(file: Path) -> list[_Page]:
-    pages, voxels = [], 0
+    pages = []
     with _open_tiff(file) as tiff:
         offsets = set[int]()
+        about = Description(0, None)
         for number, page in enumerate(tiff.pages):
             if page.offset in offsets:
                 raise FormatError(f"{file}: its pages go round in a circle; export it again.")
             offsets.add(page.offset)
-            size, channels = (page.imagelength, page.imagewidth), page.samplesperpixel
-            require_slice_size(file, *size)
-            if page.is_tiled:
-                require_slice_size(file, page.tilelength, page.tilewidth)
-            is_grey_or_rgb = page.photometric in (MIN_IS_BLACK, RGB)
-            if not is_grey_or_rgb or channels > 4 or (channels > 1 and page.planarconfig != CHUNKY):
-                raise FormatError(
-                    f"{file}: page {number + 1} has {channels} channels and photometric "
-                    f"interpretation {page.photometric}; save it as grey levels, black lowest."
-                )
-            bits = _tiff_bits(file, np.dtype(page.dtype), page.bitspersample)
-            if bits is None and channels > 1:
-                raise FormatError(f"{file}: has {channels} channels of HU; save one of them.")
-            pages.append(_Page(file, number, size, bits, channels))
+            if number == 0:
+                signed = np.dtype(page.dtype).kind == "i"
+                about = described(page.description, signed=signed, where=str(file))
+            pages.append(_tiff_page(file, number, page, about.calibration))
         if not pages:
             raise FormatError(f"{file}: holds no picture; export it again.")
+        if len(pages) == 1 and (count := _slices_of_one_page(tiff, about)) > 1:
+            return _undescribed(tiff.pages[0], pages[0], count)
         voxels = sum(math.prod(series.shape) for series in tiff.series)
+    if about.images > len(pages):
+        raise FormatError(
+            f"{file}: describes {about.images} slices, but holds {len(pages)}; copy or export it "
+            "again."
+        )
     if voxels != sum(math.prod(page.size) * page.channels for page in pages):
         raise FormatError(f"{file}: slices without a page of their own; save one page per slice.")
     return pages
+
+
+def _tiff_page(
+    file: Path, number: int, page: tifffile.TiffPage, calibration: Calibration | None
+) -> _Page:
+    """One page as tifffile describes it; refuses what its values cannot be told from."""
+    size, channels = (page.imagelength, page.imagewidth), page.samplesperpixel
+    require_slice_size(file, *size)
+    if page.is_tiled:
+        require_slice_size(file, page.tilelength, page.tilewidth)
+    is_grey_or_rgb = page.photometric in (MIN_IS_BLACK, RGB)
+    if not is_grey_or_rgb or channels > 4 or (channels > 1 and page.planarconfig != CHUNKY):
+        raise FormatError(
+            f"{file}: page {number + 1} has {channels} channels and photometric "
+            f"interpretation {page.photometric}; save it as grey levels, black lowest."
+        )
+    largest, there = max(page.databytecounts, default=0), file.stat().st_size
+    if largest > there:
+        raise FormatError(
+            f"{file}: the picture cannot be read: page {number + 1} names {largest} bytes of data "
+            f"in a file of {there}; export it again."
+        )
+    _require_decodable(file, page)
+    dtype = np.dtype(page.dtype)
+    bits = _tiff_bits(file, dtype, page.bitspersample)
+    if dtype.kind == "f":
+        # ImageJ calibrates whole numbers alone.
+        calibration = None
+    bits = None if calibration else bits
+    if bits is None and channels > 1:
+        raise FormatError(f"{file}: has {channels} channels of HU; save one of them.")
+    return _Page(file, number, size, bits, channels, calibration=calibration)
+
+
+def _require_decodable(file: Path, page: tifffile.TiffPage) -> None:
+    """Refuse compression that changes values, or that no library here reads."""
+    if page.compression not in LOSSLESS:
+        raise FormatError(
+            f"{file}: is compressed as {_compression(page)}, which is not supported; save it "
+            "without compression, or with LZW, deflate or zstd."
+        )
+    codecs = optional("tifffile", "tiff").TIFF
+    if page.compression not in codecs.DECOMPRESSORS or page.predictor not in codecs.UNPREDICTORS:
+        raise _needs_imagecodecs(file, page)
+
+
+def _compression(page: tifffile.TiffPage) -> str:
+    return str(getattr(page.compression, "name", page.compression))
+
+
+def _needs_imagecodecs(file: Path, page: tifffile.TiffPage) -> FormatError:
+    return FormatError(
+        f"{file}: compression {_compression(page)} of {page.bitspersample} bits needs "
+        "imagecodecs, which is not installed: pip install cddnet[tiff]"
+    )
+
+
+def _slices_of_one_page(tiff: tifffile.TiffFile, about: Description) -> int:
+    """How many slices ImageJ or tifffile say that a file with one page holds."""
+    page = tiff.pages.first
+    if about.images or not page.is_shaped:
+        return about.images
+    return int(math.prod(tiff.series[0].shape) // math.prod(page.shape))
+
+
+def _undescribed(page: tifffile.TiffPage, first: _Page, count: int) -> list[_Page]:
+    """Slices that lie one behind the other, of which the first alone has a page."""
+    itemsize = np.dtype(page.dtype).itemsize
+    length = math.prod(first.size) * itemsize
+    ends = [sum(part) for part in zip(page.dataoffsets, page.databytecounts, strict=True)]
+    in_one_piece = ends[:-1] == list(page.dataoffsets[1:]) and sum(page.databytecounts) == length
+    if page.compression != 1 or page.is_tiled or first.channels > 1 or not in_one_piece:
+        raise FormatError(f"{first}: slices without a page of their own; save one page per slice.")
+    start, there = page.dataoffsets[0], first.path.stat().st_size
+    if start + count * length > there:
+        raise FormatError(
+            f"{first}: describes {count} slices of {length} bytes, but holds {there - start} bytes "
+            "of them; copy or export it again."
+        )
+    return [first._replace(page=index, start=start + index * length) for index in range(count)]
 
 
 def _tiff_bits(file: Path, dtype: np.dtype[np.generic], bits: int) -> int | None:
@@ -415,14 +543,16 @@ def _stored(page: _Page) -> NDArray[np.generic]:
 
 def _tiff_values(page: _Page) -> NDArray[np.generic]:
     with _open_tiff(page.path) as tiff:
+        if page.start is not None:
+            stored = np.dtype(tiff.pages[0].dtype).newbyteorder(tiff.byteorder)
+            count = math.prod(page.size)
+            values = np.fromfile(page.path, stored, count, offset=page.start)
+            return values.reshape(page.size)
         found = tiff.pages[page.page]
-        largest, there = max(found.databytecounts, default=0), page.path.stat().st_size
-        if largest > there:
-            raise FormatError(
-                f"{page}: the picture cannot be read: it names {largest} bytes of data in a "
-                f"file of {there}; export it again."
-            )
-        return np.asarray(found.asarray())
+        try:
+            return np.asarray(found.asarray())
+        except (ImportError, NotImplementedError) as error:
+            raise _needs_imagecodecs(page.path, found) from error
 
 
 def _picture_values(file: Path) -> NDArray[np.generic]:

@@ -9,7 +9,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "openvino": (("openvino",), "the fastest engine on a processor"),
     "onnx": (("onnxruntime",), "an engine that starts without torch"),
     "nifti": (("nibabel",), "NIfTI files"),
-    "tiff": (("tifffile",), "TIFF files"),
+    "tiff": (("tifffile", "imagecodecs"), "TIFF files"),
     "classical": (("scikit-image",), "non-local means and total variation"),
     "tensorboard": (("tensorboard",), "curves of a training"),
     "node": (
