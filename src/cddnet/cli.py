@@ -953,6 +953,32 @@ def rules_test(
     echo(explain(files, load_node(config).rules, calling_ae))
 
 
+@station.command("rebuild")
+def rebuild(
+    config: NodeFile = None,
+    sender: Annotated[
+        str | None, typer.Option(help="AE title for images that do not say who sent them.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also where the journal is whole.")
+    ] = False,
+) -> None:
+    """Make a new journal of the images, where the node's is lost or damaged."""
+    if config is None:
+        raise typer.BadParameter("give --config and the file of the node.")
+    from cddnet.node.settings.config import load_node
+
+    checked = load_node(config)
+    with _extra("node"):
+        from cddnet.node.receive.rebuild import rebuild as rebuild_journal
+    made = rebuild_journal(checked, sender=sender, force=force)
+    aside = f"; {made.aside} files set aside in {checked.folder / 'aside'}" if made.aside else ""
+    echo(
+        f"{checked.folder}: new journal with {made.images} images and {made.results} results; the "
+        f"old one is in {checked.folder / 'aside'}{aside}. Start the node: it goes on."
+    )
+
+
 @app.command()
 def archive(
     source: Annotated[

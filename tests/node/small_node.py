@@ -12,6 +12,7 @@ from contextlib import suppress
 from pydicom import Dataset, dcmread, uid
 from pydicom.data import get_testdata_file
 from pynetdicom import AE, build_role, evt
+from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import (
     CTImageStorage,
     EnhancedCTImageStorage,
@@ -241,28 +242,12 @@ def _report(association, report, kind):
 
 
 def received(station, datasets, caller="SCANNER"):
-    """Put data sets into a station as its receiver would, without a network."""
-    from cddnet.node.store.records import Instance
+    """Put data sets into a station as its receiver does, without a network."""
+    from cddnet.node.receive.inflow import Budget
+    from cddnet.node.receive.intake import Intake, Sent
 
+    intake = Intake(station, Budget(1 << 30))
     for dataset in datasets:
-        stream = io.BytesIO()
-        whole = Dataset()
-        whole.update(dataset)
-        whole.file_meta = dataset.file_meta
-        whole.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-        whole.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-        whole.save_as(stream, implicit_vr=False, little_endian=True, enforce_file_format=True)
-        content = stream.getvalue()
-        file = station.images.inbox(dataset.SeriesInstanceUID, dataset.SOPInstanceUID)
-        station.images.store(file, [content], len(content))
-        station.journal.accept(
-            Instance(
-                sop_uid=str(dataset.SOPInstanceUID),
-                series_uid=str(dataset.SeriesInstanceUID),
-                sop_class=str(dataset.SOPClassUID),
-                file=file,
-                size=len(content),
-                sha256=str(hash(content)),
-                caller=caller,
-            )
-        )
+        announced = (str(dataset.SOPClassUID), str(dataset.SOPInstanceUID))
+        data = io.BytesIO(encode(dataset, False, True))
+        intake.accept(Sent(caller, "127.0.0.1", announced, uid.ExplicitVRLittleEndian, data))

@@ -15,6 +15,7 @@ from cddnet.errors import CddnetError
 from cddnet.node.settings.parts import Retries
 from cddnet.node.store.database import Database
 from cddnet.node.store.deliveries import Deliveries, backoff_s
+from cddnet.node.store.images import decision_file
 from cddnet.node.store.journal import Journal
 from cddnet.node.store.records import Instance, Made
 
@@ -357,7 +358,7 @@ def test_nothing_goes_before_everything_arrived(tmp_path):
     assert [uid for uid, _ in deliveries.disposable()] == ["1.2.3"]
     files = journal.files()
     assert deliveries.purge("1.2.3", lambda *item: gone.append(item)) == 6
-    assert sorted(gone) == sorted(files)
+    assert sorted(gone) == sorted([*files, (decision_file("1.2.3"), 0)])
     assert journal.files() == []
     (row,) = journal.queue()
     assert (row.state, row.received) == ("done", 3)

@@ -529,8 +529,10 @@ def test_images_go_after_their_time_and_come_back_the_same(tmp_path, clock):
     assert cleaner.step() == 0, "not kept for its time yet"
     clock.now += 3601
     assert cleaner.step() == 4
-    assert list(config.folder.rglob("*.dcm")) == []
-    assert station.images.used_bytes() == 0
+    assert [
+        path.name for box in ("inbox", "outbox") for path in (config.folder / box).iterdir()
+    ] == []
+    assert station.images.image_bytes() == 0
     (row,) = station.journal.queue()
     assert (row.state, row.removed, row.outputs[0].versions) == ("done", True, {})
     assert station.journal.versions(row.outputs[0].key) == []
@@ -542,9 +544,11 @@ def test_images_go_after_their_time_and_come_back_the_same(tmp_path, clock):
 
 
 def test_a_short_disk_lets_the_oldest_go_before_their_time(tmp_path, clock):
-    station = station_at(node_config(tmp_path / "n", quota_gb=1.65e-4), clock)
+    station = station_at(node_config(tmp_path / "n", quota_gb=2.2e-3), clock)
+    pixels = np.tile(np.frombuffer(ct(0).PixelData, "<i2").reshape(128, 128), (4, 4))
+    large = {"Rows": 512, "Columns": 512, "PixelData": pixels.tobytes()}
     for series in (1, 2):
-        received(station, [ct(0, series=series)])
+        received(station, [ct(0, series=series, **large)])
         worked(station, clock)
         station.deliveries.delivered("pacs", results(station), commitment=False)
     assert station.images.crowded()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from cddnet import __version__
 from cddnet.node.receive.receiver import Receiver
+from cddnet.node.receive.unknown import enter_unknown
 from cddnet.node.send.dicom import Reports
 from cddnet.node.send.sender import Sender, carrier_of
 from cddnet.node.settings.config import NodeConfig
@@ -63,6 +64,7 @@ class Node:
     def _run(self, station: Station) -> None:
         receiver = Receiver(station, Reports(station).handle)
         try:
+            enter_unknown(station)
             for place in self._config.destinations.values():
                 # Now, not at the first image: certificates that cannot be read.
                 if place.tls is not None:

@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
-from pydicom import dcmread, uid
+from pydicom import uid
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     CTImageStorage,
     EnhancedCTImageStorage,
@@ -19,9 +19,9 @@ from cddnet.node.receive.arriving import Refused, arriving
 from cddnet.node.receive.inflow import Budget
 from cddnet.node.station import Station
 from cddnet.node.store.images import NodeFull
+from cddnet.node.store.origin import Origin, file_head, read_head
 from cddnet.node.store.records import Instance
 
-PREAMBLE = b"\x00" * 128 + b"DICM"
 KINDS = (CTImageStorage, EnhancedCTImageStorage)
 # All that formats/ decodes; deflated data sets are left out, for they may unpack to any size.
 SYNTAXES = (
@@ -46,17 +46,16 @@ SYNTAXES = (
 # As their audit calls those who use the page.
 UPLOADED = "UPLOAD"
 LOCKS = 256
-_GROUP_LENGTH_BYTES = 12
 
 
 class Sent(NamedTuple):
-    """An instance as it came. announced: its SOP class and UID. head: what its file begins with."""
+    """An instance as it came."""
 
-    caller: str
-    announced: tuple[str, str]
+    caller: str  # AE title of the sender
+    peer: str  # its address
+    announced: tuple[str, str]  # SOP class and instance UID, as the sender says
     syntax: uid.UID
-    head: bytes
-    data: BytesIO
+    data: BytesIO  # the data set, encoded
 
 
 class Intake:
@@ -91,20 +90,17 @@ class Intake:
 
     def _take_file(self, file: Path) -> str:
         try:
-            meta = dcmread(file, stop_before_pixels=True, specific_tags=[]).file_meta
-            announced = (str(meta.MediaStorageSOPClassUID), str(meta.MediaStorageSOPInstanceUID))
-            syntax = uid.UID(meta.TransferSyntaxUID)
-            whole = file.read_bytes()
-            begins = len(PREAMBLE) + _GROUP_LENGTH_BYTES + int(meta.FileMetaInformationGroupLength)
+            head = read_head(file)
+            data = BytesIO(file.read_bytes()[head.length :])
         except Exception:
             # Not chained: the library's message may name the patient.
             raise self._refused("damaged", "this is no DICOM image; send CT images.") from None
-        if announced[0] not in KINDS or syntax not in SYNTAXES:
-            reason = "wrong_syntax" if announced[0] in KINDS else "wrong_class"
+        if head.sop_class not in KINDS or head.syntax not in SYNTAXES:
+            reason = "wrong_syntax" if head.sop_class in KINDS else "wrong_class"
             raise self._refused(reason, "this is no CT image in a form that the node reads.")
-        head = PREAMBLE + whole[len(PREAMBLE) : begins]
         try:
-            uploaded = Sent(UPLOADED, announced, syntax, head, BytesIO(whole[begins:]))
+            announced = (head.sop_class, head.sop_uid)
+            uploaded = Sent(UPLOADED, "", announced, head.syntax, data)
             return self._station.journal.name(self.accept(uploaded))
         except Refused as error:
             told = f"this image is refused: {error.reason}."
@@ -115,25 +111,28 @@ class Intake:
 
     def accept(self, sent: Sent) -> str:
         """Check and keep an instance; the UID of its series.  Raises Refused, NodeFull."""
-        told = arriving(sent.data, sent.syntax, sent.announced)
-        syntax, head = sent.syntax, sent.head
+        identity = arriving(sent.data, sent.syntax, sent.announced)
+        station = self._station
+        origin = Origin(sent.caller, station.config.ae_title, sent.peer, station.journal.wall())
+        # Never what an uploaded file says of itself there.
+        head = file_head(identity.sop_class, identity.sop_uid, sent.syntax, origin)
         with sent.data.getbuffer() as body:
-            digest = hashlib.sha256(syntax.encode())
+            digest = hashlib.sha256(sent.syntax.encode())
             digest.update(body)
             instance = Instance(
-                sop_uid=told.sop_uid,
-                series_uid=told.series_uid,
-                sop_class=told.sop_class,
-                file=self._station.images.inbox(told.series_uid, told.sop_uid),
+                sop_uid=identity.sop_uid,
+                series_uid=identity.series_uid,
+                sop_class=identity.sop_class,
+                file=station.images.inbox(identity.series_uid, identity.sop_uid),
                 size=len(head) + len(body),
                 sha256=digest.hexdigest(),
                 caller=sent.caller,
-                expected=told.expected,
+                expected=identity.expected,
             )
             # One at a time per instance: two senders of the same must not write the same file.
-            with self._locks[hash(told.sop_uid) % LOCKS]:
+            with self._locks[hash(identity.sop_uid) % LOCKS]:
                 self._keep(instance, (head, body))
-        return told.series_uid
+        return identity.series_uid
 
     def _keep(self, instance: Instance, parts: tuple[bytes, memoryview]) -> None:
         station = self._station

@@ -14,7 +14,6 @@ from typing import Any
 from pydicom import uid
 from pynetdicom import AE, evt
 from pynetdicom.dimse_messages import C_STORE_RQ
-from pynetdicom.dsutils import encode_file_meta
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModel,
     Verification,
@@ -27,7 +26,7 @@ from cddnet.node.receive.arriving import (
     Refused,
 )
 from cddnet.node.receive.inflow import Budget, Inflow, guard
-from cddnet.node.receive.intake import KINDS, PREAMBLE, SYNTAXES, Intake, Sent
+from cddnet.node.receive.intake import KINDS, SYNTAXES, Intake, Sent
 from cddnet.node.settings.config import ANY_CALLER
 from cddnet.node.settings.parts import DicomDestination
 from cddnet.node.settings.tls import server_tls
@@ -175,8 +174,8 @@ class Receiver:
         request = event.request
         announced = (str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID))
         syntax = uid.UID(event.context.transfer_syntax)
-        head = PREAMBLE + encode_file_meta(event.file_meta)
-        self._intake.accept(Sent(caller, announced, syntax, head, request.DataSet))
+        peer = event.assoc.requestor.address
+        self._intake.accept(Sent(caller, peer, announced, syntax, request.DataSet))
 
 
 def _peer(event: Happening) -> dict[str, object]:

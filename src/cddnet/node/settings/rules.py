@@ -177,6 +177,17 @@ def decide(facts: Facts, rules: Sequence[Rule]) -> Decision:
     return Decision(decided.name, decided.do, tuple(why), "" if decided.do else "rule_ignores")
 
 
+def asks_for_caller(facts: Facts, rules: Sequence[Rule]) -> str:
+    """Name of the first rule whose decision depends on who sent the series, "" where none does."""
+    if _never(facts):
+        return ""
+    for rule in rules:
+        others = rule.when.model_copy(update={"calling_ae": None})
+        if all(holds for holds, _ in _conditions(facts, others)):
+            return "" if rule.when.calling_ae is None else rule.name
+    return ""
+
+
 def _never(facts: Facts) -> tuple[str, str] | None:
     """(word, sentence) for what no rule may take."""
     if facts.ours:

@@ -7,13 +7,31 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from cddnet.errors import CddnetError
 from cddnet.node.store.schema import STEPS, VERSION
 
 Write = Callable[[sqlite3.Connection], None]
+
+
+class JournalDamaged(CddnetError):
+    """A journal that is lost or damaged, beside images that are there."""
+
+    def __init__(self, path: Path, detail: str) -> None:
+        super().__init__(
+            f"{path}: the journal cannot be used ({detail}). No image was touched. Run `cddnet "
+            "node rebuild --config FILE`: it makes a new journal of the images, and keeps the old."
+        )
+
+
+class Earlier(NamedTuple):
+    """What is known of earlier runs before the file is opened."""
+
+    images: bool = False  # there are some, so that an empty file is a loss
+    crashed: bool = False  # the last run did not end in order, so that all is checked
 
 
 class _Waiting:
@@ -30,8 +48,16 @@ class Database:
     clock: seconds since 1970.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        """Open or make the file.  Raises CddnetError for one that is damaged or of a newer kind."""
+    def __init__(
+        self,
+        path: Path,
+        clock: Callable[[], float] = time.time,
+        earlier: Earlier = Earlier(),
+    ) -> None:
+        """Open or make the file, and bring one of an earlier version up to date.
+
+        Raises JournalDamaged, CddnetError for one of a newer version.
+        """
         self.path, self.clock = path, clock
         self._lock = threading.RLock()
         self._line = threading.Lock()
@@ -41,31 +67,39 @@ class Database:
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._connection.row_factory = sqlite3.Row
         try:
-            self._prepare()
-        except sqlite3.DatabaseError as error:
+            self._prepare(earlier)
+        except (sqlite3.DatabaseError, UnicodeError) as error:
             self._connection.close()
-            raise CddnetError(
-                f"{path}: the journal cannot be used ({error}); restore it, or move it and the "
-                "images beside it away to start anew."
-            ) from error
+            raise JournalDamaged(path, str(error)) from error
+        except BaseException:
+            self._connection.close()
+            raise
 
-    def _prepare(self) -> None:
+    def _prepare(self, earlier: Earlier) -> None:
+        check = "integrity_check" if earlier.crashed else "quick_check"
+        problem = str(self._connection.execute(f"PRAGMA {check}(1)").fetchone()[0])
+        if problem != "ok":
+            raise JournalDamaged(self.path, problem.splitlines()[0])
         # FULL: a commit is on the disk before it returns, also in write-ahead mode.
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "temp_store=MEMORY"):
             self._connection.execute(f"PRAGMA {pragma}")
-        (found,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if found > VERSION:
-            self._connection.close()
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        tables = _schema(self._connection)
+        if version > VERSION:
             raise CddnetError(
-                f"{self.path}: is a journal of version {found}, this node writes {VERSION}; "
+                f"{self.path}: is a journal of version {version}, this node writes {VERSION}; "
                 "use the version of cddnet that made it."
             )
-        if found < VERSION:
+        if tables != _expected(version):
+            raise JournalDamaged(self.path, "its tables are not those of a journal")
+        if version == 0 and earlier.images:
+            raise JournalDamaged(self.path, "it is empty, although there are images")
+        if version < VERSION:
             with self.transaction() as connection:
-                for step in STEPS[found:]:
-                    for statement in step:
-                        connection.execute(statement)
+                _bring_up(connection, version, VERSION)
                 connection.execute(f"PRAGMA user_version={VERSION}")
+            # Not in the write-ahead log alone: without that it would be an empty journal.
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def rows(self, sql: str, values: Sequence[object] = ()) -> list[sqlite3.Row]:
         """What a query finds."""
@@ -144,3 +178,22 @@ class Database:
         """Close the file; a later use fails."""
         with self._lock:
             self._connection.close()
+
+
+def _bring_up(connection: sqlite3.Connection, version: int, to: int) -> None:
+    for step in STEPS[version:to]:
+        for statement in step:
+            connection.execute(statement)
+
+
+def _schema(connection: sqlite3.Connection) -> dict[str, str]:
+    """Every table and index: its name -> what it was made by, whatever its layout."""
+    rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
+    return {name: " ".join(sql.split()) for name, sql in rows}
+
+
+def _expected(version: int) -> dict[str, str]:
+    """The schema of a version."""
+    with closing(sqlite3.connect(":memory:")) as empty:
+        _bring_up(empty, 0, version)
+        return _schema(empty)

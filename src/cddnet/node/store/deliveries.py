@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from cddnet.node.settings.parts import Retries
 from cddnet.node.store.database import Database
+from cddnet.node.store.images import decision_file
 from cddnet.node.store.records import Parcel
 
 FINAL = "('sent', 'committed')"
@@ -196,6 +197,7 @@ class Deliveries:
                 (series_uid,),
             )
             connection.execute(f"DELETE FROM objects WHERE output_key IN {own}", (series_uid,))
+            remove(decision_file(series_uid), 0)
             # Before the end: an instance that comes again must not be written until they are gone.
             for row in found:
                 remove(row["file"], row["size"])

@@ -9,6 +9,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,9 @@ from cddnet.errors import CddnetError
 GB = 10**9
 PART = ".part-"
 NAME_DIGITS = 32
-INBOX, OUTBOX = "inbox", "outbox"
+INBOX, OUTBOX, ASIDE = "inbox", "outbox", "aside"
+# Beside the originals of a series: what was decided on it.
+DECISION = "decision.json"
 
 
 class NodeFull(CddnetError):
@@ -40,6 +43,19 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+class Contents(NamedTuple):
+    """What lies in the folder of a node, beside what its journal knows."""
+
+    unfinished: int  # files that a crash left half written; they are removed
+    missing: int  # files of the journal that are not there
+    unknown: tuple[str, ...]  # files that the journal does not know
+
+
+def decision_file(series_uid: str) -> str:
+    """Name of the file that says what was decided on a series."""
+    return f"{INBOX}/{hidden(series_uid)}/{DECISION}"
+
+
 def hidden(uid: str) -> str:
     """A file name for a UID: whatever the UID holds, only hexadecimal digits."""
     return hashlib.sha256(uid.encode()).hexdigest()[:NAME_DIGITS]
@@ -58,25 +74,72 @@ class Images:
         self._lock, self._names = threading.Lock(), threading.Lock()
         self._used = 0
         self._promised = 0
+        self._aside = self._aside_bytes = 0
+        self._journal: tuple[Path, ...] = ()
+        # One name for all that one run sets aside.
+        self._moment = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
 
-    def prepare(self, known: Iterable[tuple[str, int]]) -> int:
-        """Make the folders, and remove what a crash left; `known`: (file, bytes) of the journal.
+    def prepare(self, known: Iterable[tuple[str, int]], journal: Iterable[Path] = ()) -> Contents:
+        """Make the folders and look through them; nothing goes but what a crash left half written.
 
-        Returns how many files were removed.
+        known: (file, bytes) of the journal.  journal: its own files, which count as used.
         """
         sizes = dict(known)
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.folder.chmod(0o700)
-        removed = 0
+        self._journal = tuple(journal)
+        unfinished, unknown, there = 0, [], 0
         for box in (INBOX, OUTBOX):
             self._make(self.folder / box)
-            for file in _files(self.folder / box):
-                if str(file.relative_to(self.folder)) not in sizes:
-                    file.unlink()
-                    removed += 1
+            for path in _files(self.folder / box):
+                file = str(path.relative_to(self.folder))
+                if file in sizes:
+                    there += 1
+                elif _is_unfinished(path.name):
+                    path.unlink()
+                    unfinished += 1
+                elif path.name != DECISION:
+                    unknown.append(file)
+        aside = list(_files(self.folder / ASIDE))
         with self._lock:
             self._used = sum(sizes.values())
-        return removed
+            self._aside = len(aside)
+            self._aside_bytes = sum(path.lstat().st_size for path in aside)
+        return Contents(unfinished, len(sizes) - there, tuple(sorted(unknown)))
+
+    def set_aside(self, file: str) -> None:
+        """Move a file of the folder to where the node leaves it alone."""
+        source = self.path(file)
+        size = source.lstat().st_size
+        target = self.folder / ASIDE / self._moment / file
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.replace(source, target)
+        flush_folder(target.parent)
+        with self._names, suppress(OSError):
+            source.parent.rmdir()
+        with self._lock:
+            self._aside += 1
+            self._aside_bytes += size
+
+    def aside(self) -> int:
+        """How many files are set aside."""
+        with self._lock:
+            return self._aside
+
+    def note(self, file: str, content: bytes) -> None:
+        """Write a small file beside the images, whole or not at all, in place of an earlier one."""
+        target = self.path(file)
+        part = target.with_name(f"{PART}{secrets.token_hex(8)}")
+        with self._names:
+            self._make(target.parent)
+            handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(handle, "wb", buffering=0) as stream:
+                _write(stream.fileno(), content)
+                os.fsync(stream.fileno())
+            os.replace(part, target)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        flush_folder(target.parent)
 
     def path(self, file: str) -> Path:
         """Where a file of the journal lies."""
@@ -92,9 +155,9 @@ class Images:
 
     def require_room(self, size: int = 0) -> None:
         """Raises NodeFull where `size` more bytes would not fit."""
-        free = self._free(self.folder)
+        free, used = self._free(self.folder), self.used_bytes()
         with self._lock:
-            used, promised = self._used, self._promised
+            promised = self._promised
         if free - promised - size < self._room.smallest_free_bytes:
             raise NodeFull(
                 f"{free / GB:.1f} GB are free on the disk, "
@@ -103,15 +166,14 @@ class Images:
             )
         if used + promised + size > self._room.quota_bytes:
             raise NodeFull(
-                f"{used / GB:.1f} GB of images fill the quota of "
+                f"{used / GB:.1f} GB of images and journal fill the quota of "
                 f"{self._room.quota_bytes / GB:g} GB; raise it, or wait until results are sent.",
                 "quota",
             )
 
     def crowded(self) -> bool:
         """Whether less than a tenth of the quota, or hardly any disk, is left."""
-        with self._lock:
-            full = self._used > 0.9 * self._room.quota_bytes
+        full = self.used_bytes() > 0.9 * self._room.quota_bytes
         return full or self._free(self.folder) < 1.1 * self._room.smallest_free_bytes
 
     def store(self, file: str, parts: Iterable[bytes | memoryview], size: int) -> None:
@@ -156,7 +218,13 @@ class Images:
             self._used += size
 
     def used_bytes(self) -> int:
-        """Of all images."""
+        """Of all that counts towards the quota: images, what is set aside, and the journal."""
+        journal = sum(_size(file) for file in self._journal)
+        with self._lock:
+            return self._used + self._aside_bytes + journal
+
+    def image_bytes(self) -> int:
+        """Of the images alone."""
         with self._lock:
             return self._used
 
@@ -197,6 +265,18 @@ def _write(handle: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(handle, view) :]
+
+
+def _is_unfinished(name: str) -> bool:
+    """Whether a name is one that only files have while the node writes them."""
+    return name.startswith(".") and ".part" in name
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
 def _files(folder: Path) -> Iterator[Path]:

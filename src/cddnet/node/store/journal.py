@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cddnet.node.store import overview
-from cddnet.node.store.database import Database
+from cddnet.node.store.database import Database, Earlier, JournalDamaged
 from cddnet.node.store.records import (
     Arrival,
     Due,
@@ -42,6 +42,12 @@ DIED = (
 SET_ASIDE = f"state='failed' AND deaths >= {MOST_DEATHS}"
 # Of a series whose deciding came to an end.
 SETTLED = "deciding=0, deaths=0, attempts=0, next_at=0"
+# A sender that is known takes the place of one that is not.
+SENDER = (
+    "caller=CASE WHEN sender='known' THEN caller ELSE excluded.caller END, "
+    "sender=CASE WHEN sender='known' THEN sender ELSE excluded.sender END"
+)
+_KEEP = "INSERT OR REPLACE INTO instances VALUES (?,?,?,?,?,?,?,?,NULL)"
 UNFINISHED = "the work on it ended and could not be noted; it is tried again. Look at the log."
 
 
@@ -54,16 +60,45 @@ class Journal:
         *,
         name: Callable[[str], str] | None = None,
         clock: Callable[[], float] = time.time,
+        wall: Callable[[], float] | None = None,
+        earlier: Earlier = Earlier(),
     ) -> None:
-        """name: UID -> what a series is called outside; by the key in the journal's folder."""
+        """Open or make a journal.  Raises as `Database`.
+
+        name: UID -> what a series is called outside; by the key in the journal's folder.  clock:
+        for waits and ages.  wall: for dates that people read; default: `clock`.
+        """
         self.name = name or Pseudonyms(path.parent).of
-        self.database, self.clock = Database(path, clock), clock
+        self.database, self.clock = Database(path, clock, earlier), clock
+        self.wall = wall or clock
         self.close = self.database.close
+        try:
+            self._require_readable()
+        except BaseException:
+            self.close()
+            raise
+
+    def _require_readable(self) -> None:
+        """Decisions are text to the database: one that is damaged passes its checks."""
+        rows = self.database.rows(
+            "SELECT frozen AS text FROM series WHERE frozen IS NOT NULL "
+            "UNION ALL SELECT spec FROM outputs"
+        )
+        try:
+            for row in rows:
+                json.loads(row["text"])
+        except ValueError:
+            raise JournalDamaged(self.database.path, "a decision cannot be read") from None
 
     def recover(self) -> Recovered:
         """Take up what a crash interrupted; set aside what was under way at too many of them."""
         died, last = {"most": MOST_DEATHS, "reason": DIED}, "deaths + 1 >= :most"
         with self.database.transaction() as connection:
+            # What a clock says that was put forward meanwhile, and back.
+            for table, time_of in (("series", "last_at"), ("sends", "changed_at")):
+                connection.execute(
+                    f"UPDATE {table} SET {time_of}=? WHERE {time_of}>?", (self.clock(),) * 2
+                )
             given_up = connection.execute(
                 f"SELECT series_uid FROM outputs WHERE state='processing' AND {last} "
                 f"UNION SELECT series_uid FROM series WHERE deciding AND {last}",
@@ -133,10 +168,7 @@ class Journal:
 
         def write(connection: sqlite3.Connection) -> None:
             nonlocal reopened
-            connection.execute(
-                "INSERT OR REPLACE INTO instances VALUES (?,?,?,?,?,?,?,?,NULL)",
-                (*instance[:7], now),
-            )
+            connection.execute(_KEEP, (*instance[:7], now))
             found = connection.execute(
                 f"SELECT state FROM series WHERE series_uid=? AND NOT ({SET_ASIDE})",
                 (instance.series_uid,),
@@ -149,12 +181,81 @@ class Journal:
                 f"state=CASE WHEN {SET_ASIDE} THEN state ELSE 'receiving' END, "
                 f"reason=CASE WHEN {SET_ASIDE} THEN reason ELSE '' END, "
                 "generation=generation+1, last_at=excluded.last_at, attempts=0, next_at=0, "
-                "expected=max(expected, excluded.expected)",
+                f"{SENDER}, expected=max(expected, excluded.expected)",
                 (instance.series_uid, key, instance.expected, instance.caller, now, now),
             )
 
         self.database.together(write)
         return reopened
+
+    def enter(self, instances: Sequence[tuple[Instance, float]]) -> None:
+        """Note images that are on the disk and that no journal knows: (image, when it came).
+
+        Their series are open again. A caller "" is one that is not known any more.
+        """
+        with self.database.transaction() as connection:
+            for instance, received_at in instances:
+                sender = "known" if instance.caller else "unknown"
+                connection.execute(_KEEP, (*instance[:7], received_at))
+                connection.execute(
+                    "INSERT INTO series (series_uid, key, state, generation, expected, caller, "
+                    "first_at, last_at, sender) VALUES (?,?,'receiving',1,?,?,?,?,?) "
+                    "ON CONFLICT (series_uid) DO UPDATE SET "
+                    f"state=CASE WHEN {SET_ASIDE} THEN state ELSE 'receiving' END, "
+                    f"generation=generation+1, {SENDER}, "
+                    "first_at=min(first_at, excluded.first_at), "
+                    "last_at=max(last_at, excluded.last_at), "
+                    "expected=max(expected, excluded.expected)",
+                    (
+                        instance.series_uid,
+                        self.name(instance.series_uid),
+                        instance.expected,
+                        instance.caller,
+                        received_at,
+                        min(received_at, self.clock()),
+                        sender,
+                    ),
+                )
+
+    def decision(
+        self, series_uid: str
+    ) -> tuple[Mapping[str, object], tuple[Mapping[str, object], ...]]:
+        """What was decided on a series, and its outputs: output_key, place and spec, as kept."""
+        frozen = self.database.rows("SELECT frozen FROM series WHERE series_uid=?", (series_uid,))
+        outputs = self.database.rows(
+            "SELECT output_key, place, spec FROM outputs WHERE series_uid=? ORDER BY place",
+            (series_uid,),
+        )
+        return json.loads(frozen[0]["frozen"]), tuple(dict(row) for row in outputs)
+
+    def restore(
+        self,
+        series_uid: str,
+        frozen: Mapping[str, object],
+        outputs: Sequence[Mapping[str, object]],
+    ) -> bool:
+        """Take back a decision that the journal has lost; False where it knows one."""
+        with self.database.transaction() as connection:
+            changed = connection.execute(
+                "UPDATE series SET frozen=? WHERE series_uid=? AND frozen IS NULL",
+                (json.dumps(frozen), series_uid),
+            )
+            if not changed.rowcount:
+                return False
+            connection.executemany(
+                "INSERT OR IGNORE INTO outputs (output_key, series_uid, place, spec, generation, "
+                "state) VALUES (?,?,?,?,0,'waiting')",
+                [(item["output_key"], series_uid, item["place"], item["spec"]) for item in outputs],
+            )
+        return True
+
+    def outputs(self) -> dict[str, tuple[str, Sequence[str]]]:
+        """Every output: its key -> (UID of its series, names of its destinations)."""
+        rows = self.database.rows("SELECT output_key, series_uid, spec FROM outputs")
+        return {
+            row["output_key"]: (row["series_uid"], json.loads(row["spec"])["destinations"])
+            for row in rows
+        }
 
     def due(self, quiet_s: float) -> list[Due]:
         """Series that are complete: quiet for long enough, or with all the slices they expect."""
@@ -174,6 +275,7 @@ class Journal:
                 sources=self._sources(row["series_uid"]),
                 frozen=row["frozen"] is not None,
                 attempts=row["attempts"],
+                sender_known=row["sender"] != "unknown",
             )
             for row in found
         ]
@@ -185,6 +287,16 @@ class Journal:
                 return False
             connection.execute("UPDATE series SET deciding=1 WHERE series_uid=?", (due.series_uid,))
         return True
+
+    def ask(self, due: Due, reason: str) -> None:
+        """Leave a series, whose sender is not known, to a person."""
+        with self.database.transaction() as connection:
+            if _open_series(connection, due) is not None:
+                connection.execute(
+                    f"UPDATE series SET {SETTLED}, state='failed', sender='asked', reason=? "
+                    "WHERE series_uid=?",
+                    (reason, due.series_uid),
+                )
 
     def postpone(self, due: Due, error: str, wait_s: float | None) -> None:
         """Nothing could be decided: try again after `wait_s`, None: not before a person says so."""
@@ -212,7 +324,7 @@ class Journal:
 
         What was decided first stays. False where a slice came in between: nothing is changed.
         """
-        now = self.clock()
+        now = self.wall()
         with self.database.transaction() as connection:
             row = _open_series(connection, due)
             if row is None:
@@ -299,23 +411,47 @@ class Journal:
 
         done, total: how far the output is.
         """
-        now, destinations = self.clock(), job.spec["destinations"]
+        destinations = job.spec["destinations"]
         names = destinations if isinstance(destinations, list | tuple) else ()
         with self.database.transaction() as connection:
-            connection.executemany(
-                "INSERT OR IGNORE INTO objects VALUES (?,?,?,?,?,?,?,?,?,?)",
-                [(item.sop_uid, job.output_key, *item[1:], now) for item in objects],
-            )
-            connection.executemany(
-                "INSERT OR IGNORE INTO sends (sop_uid, destination, state, changed_at) "
-                "VALUES (?,?,'queued',?)",
-                [(item.sop_uid, name, now) for item in objects for name in names],
-            )
+            self._add(connection, job.output_key, objects, names)
             # Progress: an output that comes further each time is not what ends the node.
             connection.execute(
                 "UPDATE outputs SET done=?, total=?, deaths=deaths*? WHERE output_key=?",
                 (done, total, int(not objects), job.output_key),
             )
+
+    def enter_objects(
+        self, output_key: str, objects: Sequence[Made], destinations: Sequence[str]
+    ) -> None:
+        """Note derived objects that are on the disk and that no journal knows, to be sent."""
+        with self.database.transaction() as connection:
+            self._add(connection, output_key, objects, destinations)
+
+    def _add(
+        self,
+        connection: sqlite3.Connection,
+        output_key: str,
+        objects: Sequence[Made],
+        destinations: Sequence[str],
+    ) -> None:
+        now = self.clock()
+        connection.executemany(
+            "INSERT INTO objects VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT (sop_uid) DO UPDATE "
+            # It is the same object; how it was made may have been lost.
+            "SET recipe=excluded.recipe, weights=excluded.weights",
+            [(item.sop_uid, output_key, *item[1:], now) for item in objects],
+        )
+        connection.executemany(
+            "INSERT OR IGNORE INTO sends (sop_uid, destination, state, changed_at) "
+            "VALUES (?,?,'queued',?)",
+            [(item.sop_uid, name, now) for item in objects for name in destinations],
+        )
+
+    def object_file(self, sop_uid: str) -> str | None:
+        """Where a derived object is; None where there is none."""
+        rows = self.database.rows("SELECT file FROM objects WHERE sop_uid=?", (sop_uid,))
+        return str(rows[0]["file"]) if rows else None
 
     def finish(self, job: Job, state: End, error: str = "", *, wait_s: float = 0.0) -> None:
         """End the making of an output; where late slices came meanwhile it waits to go on.
@@ -359,7 +495,7 @@ class Journal:
         with self.database.transaction() as connection:
             connection.execute(
                 "INSERT INTO audit (at, what, series, caller, weights, count) VALUES (?,?,?,?,?,?)",
-                (self.clock(), what, key, caller, weights, count),
+                (self.wall(), what, key, caller, weights, count),
             )
 
     def audit(self, limit: int = 100) -> list[dict[str, object]]:

@@ -39,6 +39,7 @@ class Due(NamedTuple):
     """A series to decide on. frozen: whether it was, when it was first complete.
 
     sources: (SOP class, file) of the originals that are there.  attempts: that have failed.
+    sender_known: False where the caller is lost and no person has decided to do without.
     """
 
     series_uid: str
@@ -47,6 +48,7 @@ class Due(NamedTuple):
     sources: tuple[tuple[str, str], ...]
     frozen: bool
     attempts: int = 0
+    sender_known: bool = True
 
 
 class Job(NamedTuple):

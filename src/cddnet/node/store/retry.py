@@ -12,7 +12,8 @@ def retry(connection: sqlite3.Connection, key: str) -> bool:
     """
     chosen = "(SELECT series_uid FROM series WHERE key=:key)"
     steps = (
-        "UPDATE series SET state='receiving', deaths=0, attempts=0, next_at=0 "
+        "UPDATE series SET state='receiving', deaths=0, attempts=0, next_at=0, "
+        "sender=CASE sender WHEN 'asked' THEN 'known' ELSE sender END "
         f"WHERE state IN ('failed', 'refused') AND series_uid={chosen}",
         "UPDATE outputs SET state='waiting', deaths=0, attempts=0, next_at=0, error='' "
         f"WHERE state IN ('failed', 'refused') AND series_uid={chosen}",

@@ -54,15 +54,15 @@ _FIRST = (
       object TEXT NOT NULL DEFAULT '', destination TEXT NOT NULL DEFAULT '')
     """,
 )
-# Deaths: how often the node ended, not in order, while it worked on this, without any progress.
-# Deciding: 1 while it is decided on. Caller_known: 0 where the sender is lost, and a person decides
-# or, where rules do not ask for it, nobody.
+# deaths: how often the node ended, not in order, while it worked on this, without any progress.
+# deciding: 1 while it is decided on.
+# sender: known, unknown, or asked, where a person is to decide without it.
 _SECOND = (
     "ALTER TABLE series ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE series ADD COLUMN deciding INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE series ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE series ADD COLUMN next_at REAL NOT NULL DEFAULT 0",
-    "ALTER TABLE series ADD COLUMN caller_known INTEGER NOT NULL DEFAULT 1",
+    "ALTER TABLE series ADD COLUMN sender TEXT NOT NULL DEFAULT 'known'",
     "ALTER TABLE outputs ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0",
 )
 # STEPS[n] makes version n + 1 of version n.

@@ -16,6 +16,10 @@ Event = Literal[
     "stopping",
     "stopped",
     "recovered",
+    "entered",
+    "set_aside",
+    "missing",
+    "open_folder",
     "association_accepted",
     "association_refused",
     "association_aborted",
@@ -51,6 +55,7 @@ Event = Literal[
 Level = Literal["info", "warning", "error"]
 WARNINGS = {
     *("association_refused", "association_aborted", "refused", "full", "series_refused"),
+    *("set_aside", "open_folder"),
     *(
         "series_forced",
         "send_failed",
@@ -60,7 +65,7 @@ WARNINGS = {
         "library",
     ),
 }
-ERRORS = {"failed", "crashed"}
+ERRORS = {"failed", "crashed", "missing"}
 # Why something was refused or ignored; also the labels of the metric that counts it.
 REASONS = frozenset(
     {
@@ -85,7 +90,7 @@ REASONS = frozenset(
             "no_answer",
             "rejected",
         ),
-        *("token", "host", "origin", "zip", "died", "other"),
+        *("token", "host", "origin", "zip", "died", "unknown_sender", "other"),
     }
 )
 STATES = frozenset(
@@ -160,6 +165,7 @@ def _library(value: object) -> bool:
 UIDS = frozenset({"study", "series", "instance"})
 CONFIGURED = frozenset({"rule", "destination", "model"})
 KINDS: dict[str, Callable[[object], bool]] = {
+    **dict.fromkeys(("images", "results", "decisions"), _whole),
     **dict.fromkeys(("count", "slices", "bytes", "attempts", "done", "total"), _whole),
     **dict.fromkeys(("status", "port", "http_port", "generation", "left"), _whole),
     **dict.fromkeys(("seconds", "wait_s", "age_s", "free_gb", "used_gb"), _number),

@@ -26,7 +26,7 @@ from cddnet.errors import (
 )
 from cddnet.formats import write_volume
 from cddnet.formats.dicom import DicomHeaders, read_files
-from cddnet.node.settings.rules import Order, Output, decide, facts_of
+from cddnet.node.settings.rules import Order, Output, asks_for_caller, decide, facts_of
 from cddnet.node.station import Station
 from cddnet.node.store.images import flush_folder, sha256_of
 from cddnet.node.store.records import ENHANCED_CT, Due, End, Job, Made
@@ -41,6 +41,10 @@ AT_ONCE = 16
 LONGEST_UNSAVED_S = 5.0
 ATTEMPTS = 3
 FIRST_WAIT_S = 5.0
+UNKNOWN_SENDER = (
+    "it is not known any more who sent this series, and rule '{rule}' asks for the sender. Retry: "
+    "the rules then decide without a sender."
+)
 _UID = re.compile(r"[0-9]+(?:\.[0-9]+){3,}")
 
 
@@ -73,6 +77,8 @@ class Worker:
     def __init__(self, station: Station, denoise: Denoise = denoise_output) -> None:
         self._station, self._denoise = station, denoise
         self._config, self._journal, self._images = station.config, station.journal, station.images
+        # Output and derived series whose decision is on the disk.
+        self._noted: tuple[str, str] | None = None
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set."""
@@ -129,6 +135,11 @@ class Worker:
             if journal.refuse(due, readable(error)):
                 log.error("series_refused", error, reason="damaged", **told)
             return
+        rule = "" if due.sender_known else asks_for_caller(facts, self._config.rules)
+        if rule:
+            journal.ask(due, UNKNOWN_SENDER.format(rule=rule))
+            log.event("failed", series=due.series_uid, rule=rule, reason="unknown_sender")
+            return
         decision = decide(facts, self._config.rules)
         reason, outputs = decision.reason, decision.outputs
         verdict = self._verdict(due) if outputs else None
@@ -163,6 +174,7 @@ class Worker:
 
     def _make(self, job: Job, stop: threading.Event) -> None:
         log, started = self._station.log, time.monotonic()
+        self._noted = None
         log.event("processing", series=job.series_uid, slices=len(job.sources))
         try:
             made, weights = self._objects(job, stop)
@@ -258,16 +270,31 @@ class Worker:
                     "a derived object was not read back as DICOM; try again, or look at the disk."
                 )
             uid = headers.frames[0].sop_uid
-            file = self._images.outbox(job.output_key, uid)
-            size, sha256 = draft.stat().st_size, sha256_of(draft)
-            draft.chmod(0o600)
-            os.replace(draft, self._images.path(file))
+            weights = piece.volume.derivation[-1].weights_sha256
+            self._note_decision(
+                job, str(headers.frames[0].header.SeriesInstanceUID), recipe, weights
+            )
+            held = self._journal.object_file(uid)
+            file = held or self._images.outbox(job.output_key, uid)
+            path = self._images.path(file)
+            if held is not None and path.is_file():
+                # The same object, made before: its bytes may have been sent already.
+                draft.unlink()
+            else:
+                draft.chmod(0o600)
+                os.replace(draft, path)
+                self._images.counted(path.stat().st_size)
+            size, sha256 = path.stat().st_size, sha256_of(path)
         except BaseException:
             draft.unlink(missing_ok=True)
             raise
-        self._images.counted(size)
-        weights = piece.volume.derivation[-1].weights_sha256
         return Made(uid, piece.source_uid, recipe, piece.sop_class, file, size, sha256, weights)
+
+    def _note_decision(self, job: Job, derived_uid: str, recipe: str, weights: str) -> None:
+        noted = job.output_key, derived_uid
+        if self._noted != noted:
+            self._station.decisions.note(job.series_uid, derived_uid, (recipe, weights))
+            self._noted = noted
 
     def _save(self, job: Job, batch: list[Made], done: int, total: int) -> None:
         if batch:
