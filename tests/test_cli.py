@@ -17,6 +17,7 @@ from cddnet.formats import read_volume, write_volume
 from cddnet.models._cards import read_card
 from cddnet.runtime import store
 from cddnet.volume import CTVolume
+from ct_tree import write_series
 
 OPTIONS = {
     "": ["--version"],
@@ -33,6 +34,7 @@ OPTIONS = {
         "--threads",
         "--force",
         "--uncertainty",
+        "--created",
         "--json",
     ],
     "simulate": [
@@ -46,7 +48,16 @@ OPTIONS = {
         "--window",
         "--json",
     ],
-    "depth": ["source", "output", "--dose", "--kernel", "--series", "--window", "--json"],
+    "depth": [
+        "source",
+        "output",
+        "--dose",
+        "--kernel",
+        "--series",
+        "--window",
+        "--created",
+        "--json",
+    ],
     "export": ["source", "output", "--window", "--format", "--bits", "--series", "--json"],
     "explain": [
         "source",
@@ -79,6 +90,7 @@ OPTIONS = {
         "--between",
         "--attempts",
         "--retry-failed",
+        "--created",
         "--date",
         "--ae-title",
         "--token-file",
@@ -190,6 +202,25 @@ def test_the_options_are_frozen():
         name: [option for parameter in item.params for option in parameter.opts]
         for name, item in found.items()
     } == OPTIONS
+
+
+def test_the_same_command_gives_the_same_files_and_dates_only_where_told(
+    cddnet, tmp_path, tiny_weights
+):
+    write_series(tmp_path / "ct", "ID", places=range(3))
+    common = ["denoise", tmp_path / "ct", "--force", "--model", tiny_weights]
+    moment = "2026-01-31T12:00:00+01:00"
+    for name, options in {"a": (), "b": (), "c": ("--created", moment)}.items():
+        assert cddnet(*common[:2], tmp_path / name, *common[2:], *options)[0] == 0
+    one, two, dated = ([f.read_bytes() for f in sorted((tmp_path / n).iterdir())] for n in "abc")
+    assert one == two
+    assert all(b"20260131120000" in content for content in dated)
+    assert not set(one) & set(dated)
+    for wrong, told in (("yesterday", "is no moment"), ("2026-01-31T12:00:00", "no time zone")):
+        code, _, err = cddnet(*common[:2], tmp_path / "d", *common[2:], "--created", wrong)
+        assert code == 2
+        assert told in err
+    assert not (tmp_path / "d").exists()
 
 
 def test_an_error_nobody_foresaw_is_one_line_without_its_text(cddnet, monkeypatch):

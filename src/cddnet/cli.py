@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -106,6 +107,10 @@ WindowHU = Annotated[
     tuple[float, float] | None,
     typer.Option("--window", metavar="LOW HIGH", help="HU that 8- or 16-bit pictures stand for."),
 ]
+Created = Annotated[
+    str | None,
+    typer.Option(help="Moment of creation for the headers, with a zone; default: not said."),
+]
 Kernel = Annotated[
     str, typer.Option(help="auto (from the series' own noise), soft, sharp or a tag such as B40f.")
 ]
@@ -139,6 +144,7 @@ def denoise(
         Path | None,
         typer.Option(help="A new file for the expected error of each pixel: .dcm of DICOM, .npy."),
     ] = None,
+    created: Created = None,
     as_json: AsJson = False,
 ) -> None:
     """Denoise a CT series: DICOM in, derived DICOM out; or NIfTI, MetaImage, arrays, pictures."""
@@ -156,6 +162,7 @@ def denoise(
         threads=threads,
         force=force,
         uncertainty=uncertainty,
+        created=_moment(created),
     )
     with _progress() as show:
         volume = denoise_file(
@@ -235,12 +242,19 @@ def depth(
     kernel: Kernel = "auto",
     series: Series = None,
     window: WindowHU = None,
+    created: Created = None,
     as_json: AsJson = False,
 ) -> None:
     """Map how deep each pixel lies for the X-rays and how noisy that makes it: maps and PNG."""
     from cddnet.workflows.depth import DepthOptions, depth_file
 
-    options = DepthOptions(dose_fraction=dose, kernel=kernel, series=series, window_hu=window)
+    options = DepthOptions(
+        dose_fraction=dose,
+        kernel=kernel,
+        series=series,
+        window_hu=window,
+        created=_moment(created),
+    )
     with _progress() as show:
         result = depth_file(source, output, options, show)
     if as_json:
@@ -689,6 +703,21 @@ def report(
     echo(f"{result.page}: open it in a browser. Research use only.")
 
 
+def _moment(text: str | None) -> datetime | None:
+    """What --created says."""
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"--created {text}: is no moment; give one such as 2026-01-31T12:00:00+01:00."
+        ) from None
+    if moment.tzinfo is None:
+        raise typer.BadParameter(f"--created {text}: has no time zone; add one, such as +01:00.")
+    return moment
+
+
 def _named_paths(items: list[str], named: dict[str, Path] | None = None) -> dict[str, Path]:
     methods = dict(named or {})
     for item in items:
@@ -1017,7 +1046,12 @@ def archive(
         bool, typer.Option("--retry-failed", help="Try again what failed in earlier runs.")
     ] = False,
     date: Annotated[
-        str | None, typer.Option(help="In the headers, with a zone; default: the first run.")
+        str | None,
+        typer.Option(
+            "--created",
+            "--date",
+            help="Moment of creation for the headers, with a zone; default: not said.",
+        ),
     ] = None,
     ae_title: Annotated[str, typer.Option(help="Ours, towards a DICOM archive.")] = "CDDNET",
     token_file: Annotated[Path | None, typer.Option(help="Holds a bearer token.")] = None,
@@ -1027,8 +1061,6 @@ def archive(
     as_json: AsJson = False,
 ) -> None:
     """Denoise every CT series of an archive, on any number of workers; goes on after a stop."""
-    from datetime import datetime
-
     from cddnet.node.archive.pace import Pace, Window
     from cddnet.node.archive.run import ArchiveOptions, Progress
     from cddnet.node.archive.run import archive as denoise_archive
@@ -1037,10 +1069,6 @@ def archive(
     if (certificate is None) != (key is None):
         raise typer.BadParameter("--certificate and --key belong together; give both or neither.")
     tls = ClientTls(ca=ca, certificate=certificate, key=key) if ca or certificate else None
-    try:
-        created = None if date is None else datetime.fromisoformat(date)
-    except ValueError:
-        raise typer.BadParameter(f"--date {date}: expected 2026-01-31T12:00:00+01:00.") from None
     options = ArchiveOptions(
         source=source,
         out=out,
@@ -1053,7 +1081,7 @@ def archive(
         pace=Pace(per_hour=per_hour, window=Window.parse(between) if between else None),
         attempts=attempts,
         retry_failed=retry_failed,
-        created=created,
+        created=_moment(date),
         calling=ae_title,
         token_file=token_file,
         tls=tls,

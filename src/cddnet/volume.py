@@ -30,9 +30,11 @@ class Derivation:
     weights_sha256: of the network, empty when none took part.
     neighbours: slices used on each side of the one derived.
     image_type: value 2 of the DICOM ImageType, SECONDARY by the letter, PRIMARY as a site option.
-    timeless: headers do not say when the step ran, so that the same input gives the same bytes.
-    created: when this was first done to a series that may still grow, with a time zone; headers
-        then carry this date, and derived UIDs do not depend on which slices are there. None: now.
+    timeless: a seed decides the step, so that headers never say when it ran.
+    created: when this was first done, with a time zone, for the headers; None: they do not say,
+        and the same input gives the same bytes.
+    grows: the series may still get slices: derived UIDs depend neither on which are there nor on
+        `created`, which must then be kept somewhere.
     """
 
     label: str
@@ -44,6 +46,7 @@ class Derivation:
     image_type: str = "SECONDARY"
     timeless: bool = False
     created: datetime | None = None
+    grows: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -155,9 +155,10 @@ def test_nothing_is_left_of_an_interrupted_series_and_nothing_overwritten(volume
         write_new_series(replace(volume, read_slice=read_slice), tmp_path / "out", DESCRIPTION)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").touch()
     with pytest.raises(FormatError, match="nothing is overwritten"):
         write_new_series(volume, tmp_path / "out", DESCRIPTION)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["precious"]
 
 
 @pytest.mark.net

@@ -30,6 +30,7 @@ from cddnet.node.archive.query import is_query, parse_query
 from cddnet.node.archive.run import LOG_FILE, ArchiveOptions, archive
 from cddnet.node.archive.series import _told, noise_levels_hu
 from cddnet.node.store.images import hidden
+from cddnet.workflows.denoise import DenoiseOptions, denoise_file
 
 CREATED = datetime(2026, 2, 3, 12, 5, 6, tzinfo=timezone.utc)
 moments = st.datetimes(min_value=datetime(2020, 1, 1), max_value=datetime(2030, 1, 1))
@@ -103,7 +104,8 @@ def test_every_fit_series_of_a_tree_is_denoised_and_the_others_have_a_reason(qui
         )
         change = made.pixel_array.astype(int) - original.pixel_array
         assert np.median(change) == SHIFT_HU
-        assert made.ContentDate == "20260203"
+        assert made.InstanceCreationDate == "20260203"
+        assert made.ContentDate == original.ContentDate
     # What an archive made is no source for another.
     again = run(tmp_path / "out" / "series", tmp_path / "again")
     assert (again.done, len(again.refused)) == (0, 2)
@@ -160,17 +162,39 @@ def test_a_second_run_does_nothing_twice_and_finds_what_is_new(quick, tmp_path):
     assert (quick.volumes, report.grown) == (5, 1)
 
 
-def test_bytes_depend_on_the_date_that_was_frozen_and_on_no_clock(quick, tmp_path):
+def test_bytes_depend_on_the_date_that_is_given_and_on_no_clock(quick, tmp_path):
     source = tree(tmp_path / "source", 2)
-    first = run(source, tmp_path / "a", created=None)
-    frozen = json.loads((tmp_path / "a" / "report.json").read_text())["recipe"]["created"]
-    moment = datetime.fromisoformat(frozen)
-    run(source, tmp_path / "b", created=moment)
-    run(source, tmp_path / "c", created=moment + timedelta(seconds=1))
-    assert first.done == 2
+    for name in ("a", "b"):
+        assert run(source, tmp_path / name, created=None).done == 2
     assert content(tmp_path / "a") == content(tmp_path / "b")
-    assert content(tmp_path / "a").keys() == content(tmp_path / "c").keys()
-    assert content(tmp_path / "a") != content(tmp_path / "c")
+    later = CREATED + timedelta(seconds=1)
+    for name, moment in (("c", CREATED), ("d", CREATED), ("e", later)):
+        run(source, tmp_path / name, created=moment)
+    assert content(tmp_path / "c") == content(tmp_path / "d")
+    uids = {
+        name: {dcmread(file).SOPInstanceUID for file in (tmp_path / name).rglob("*.dcm")}
+        for name in "ace"
+    }
+    assert len(set().union(*uids.values())) == 3 * 6, "other bytes are other objects"
+    # A run that goes on without naming the date keeps it.
+    save(source / "s9", slices(9))
+    run(source, tmp_path / "e", created=None)
+    (made,) = (tmp_path / "e" / "series" / hidden(f"{ROOT}.3.9")).glob("0001.dcm")
+    assert dcmread(made).InstanceCreationTime[2:] == later.strftime("%M%S.%f")
+    with pytest.raises(CddnetError, match="another created"):
+        run(source, tmp_path / "a", created=CREATED)
+
+
+def test_an_archive_writes_what_denoise_writes(tmp_path, tiny_weights):
+    source = tree(tmp_path / "source", 2)
+    run(source, tmp_path / "out", created=None, model=str(tiny_weights), force=True)
+    for series in (1, 2):
+        options = DenoiseOptions(model=tiny_weights, force=True)
+        alone = tmp_path / f"alone {series}"
+        denoise_file(source / f"s{series}", alone, options, lambda *_: None)
+        made = tmp_path / "out" / "series" / hidden(f"{ROOT}.3.{series}")
+        for one, other in zip(sorted(alone.iterdir()), sorted(made.iterdir()), strict=True):
+            assert one.read_bytes() == other.read_bytes()
 
 
 def test_a_result_that_was_written_but_not_noted_is_taken_over(quick, tmp_path, monkeypatch):

@@ -124,7 +124,7 @@ def test_late_slices_leave_what_is_there_untouched(station, clock):
     assert len(after) == 4
     assert {uid: after[uid] for uid in before} == before
     assert {file: _times(station)[file] for file in times} == times, "not even written again"
-    dates = {(item.ContentDate, item.ContentTime) for item in derived(station)}
+    dates = {(item.InstanceCreationDate, item.InstanceCreationTime) for item in derived(station)}
     assert len(dates) == 1, "late ones carry the date of the first run"
 
 

@@ -234,6 +234,7 @@ def test_an_interruption_leaves_nothing(source, tmp_path, stage):
 
 def test_an_existing_output_is_refused_before_the_work(source, matched, tmp_path):
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").touch()
     with pytest.raises(FormatError, match="exists already"):
         depth_file(tmp_path, tmp_path / "out", AUTO, ignore)
     assert matched == []

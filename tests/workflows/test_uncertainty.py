@@ -221,6 +221,8 @@ def test_dicom_gets_a_map_of_the_same_study_and_another_series(calibrated, tmp_p
     values = np.frombuffer(found.FloatPixelData, "<f4")
     assert values.min() > 0
     assert np.ptp(values) > 1
+    run(tmp_path / "ct", tmp_path / "again", calibrated, tmp_path / "again.dcm")
+    assert (tmp_path / "again.dcm").read_bytes() == (tmp_path / "error.dcm").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -74,18 +74,10 @@ class Recipe:
     def __init__(self, steps: Sequence[Derivation], headers: DicomHeaders) -> None:
         self.steps = tuple(steps)
         self.frames = headers.frames
-        timeless = all(step.timeless for step in self.steps)
-        created = self.steps[-1].created
-        zone = _timezone(headers.frames[0].header)
-        first_run = created.astimezone(zone or created.tzinfo) if created else datetime.now(zone)
-        self.now = None if timeless else first_run
+        self.created = _created(self.steps, _timezone(headers.frames[0].header))
         self.neighbours = sum(step.neighbours for step in self.steps)
-        # The date is no part of what decides the pixels.
-        told = [asdict(step) for step in self.steps]
-        for step in told:
-            del step["created"]
-        self._text = json.dumps(told, sort_keys=True)
-        self._grows = created is not None
+        self._text = json.dumps([_deciding(step) for step in self.steps], sort_keys=True)
+        self._grows = self.steps[-1].grows
         if self._grows:
             source = headers.frames[0].header
             parts = (str(source.StudyInstanceUID), str(source.SeriesInstanceUID))
@@ -122,6 +114,19 @@ class Recipe:
         return derived if derived <= LARGEST_IS else SERIES_NUMBER_STEP + 10 * 1000 * which
 
 
+def _created(steps: Sequence[Derivation], zone: timezone | None) -> datetime | None:
+    """When the last step that says so ran, in the zone of the header's times."""
+    moments = [step.created for step in steps if step.created and not step.timeless]
+    return moments[-1].astimezone(zone or moments[-1].tzinfo) if moments else None
+
+
+def _deciding(step: Derivation) -> dict[str, object]:
+    """All of a step that decides what is in the derived objects, and so their UIDs."""
+    fields = asdict(step)
+    grows, created = fields.pop("grows"), fields.pop("created")
+    return fields if grows or created is None else fields | {"created": created.isoformat()}
+
+
 def derived_uid(*parts: str) -> str:
     """A UID that is the same for the same parts, at most 44 characters (PS3.5 B.2)."""
     return f"2.25.{uuid.uuid5(NAMESPACE, json.dumps(parts)).int}"
@@ -156,14 +161,14 @@ def derive_header(header: Dataset, recipe: Recipe) -> None:
     first = recipe.frames[0].header
     described = text_bytes(first, "SeriesDescription", header)
     header.SeriesDescription = _series_description(described, recipe.steps, header)
-    _set_times(header, recipe.now)
+    _set_creation(header, recipe.created)
     header.DerivationDescription = _derivation_description(header, recipe.steps)
     header.ImageComments = _joined(header, "ImageComments", RESEARCH_COMMENT, "LT")
     if _text(header, "BurnedInAnnotation") != "YES":
         header.BurnedInAnnotation = "NO"
     _set_lossy(header, recipe.frames[0])
     _set_padding_vr(header, recipe.frames[0])
-    equipment = [_equipment(step, recipe.now) for step in recipe.steps]
+    equipment = [_equipment(step, recipe.created) for step in recipe.steps]
     header.ContributingEquipmentSequence = [
         *(header.get("ContributingEquipmentSequence") or []),
         *equipment,
@@ -224,14 +229,17 @@ def file_meta(header: Dataset, version: str) -> FileMetaDataset:
     return meta
 
 
-def _set_times(header: Dataset, now: datetime | None) -> None:
-    if now is None:
-        for keyword in ("InstanceCreationDate", "InstanceCreationTime"):
-            header.pop(keyword, None)
-        return
-    for event in ("InstanceCreation", "Content", "Series"):
-        setattr(header, f"{event}Date", now.strftime("%Y%m%d"))
-        setattr(header, f"{event}Time", now.strftime("%H%M%S.%f"))
+def _set_creation(header: Dataset, created: datetime | None) -> None:
+    """The source's own would be untrue.  Dates of content and series stay: they say what is shown,
+    and a clock would give one UID to files that differ.
+    """
+    for keyword, form in (
+        ("InstanceCreationDate", "%Y%m%d"),
+        ("InstanceCreationTime", "%H%M%S.%f"),
+    ):
+        header.pop(keyword, None)
+        if created is not None:
+            setattr(header, keyword, created.strftime(form))
 
 
 def _drop_untrue(header: Dataset) -> None:
@@ -320,7 +328,7 @@ def _set_padding_vr(header: Dataset, frame: Frame) -> None:
         header.add_new(keyword, "SS" if signed else "US", value)
 
 
-def _equipment(step: Derivation, now: datetime | None) -> Dataset:
+def _equipment(step: Derivation, created: datetime | None) -> Dataset:
     item = Dataset()
     item.PurposeOfReferenceCodeSequence = [_coded(codes.DCM.ProcessingEquipment)]
     item.Manufacturer = MANUFACTURER
@@ -328,8 +336,8 @@ def _equipment(step: Derivation, now: datetime | None) -> Dataset:
     item.SoftwareVersions = _ascii(step.version)[:64]
     # IHE AI Results: the device is another one after every retraining.
     item.DeviceUID = derived_uid("device", step.version, step.weights_sha256)
-    if now is not None:
-        item.ContributionDateTime = now.strftime("%Y%m%d%H%M%S.%f")
+    if created is not None:
+        item.ContributionDateTime = created.strftime("%Y%m%d%H%M%S.%f")
     item.ContributionDescription = _ascii(step.description)[: LONGEST["ST"]]
     return item
 

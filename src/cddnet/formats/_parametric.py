@@ -38,6 +38,7 @@ from cddnet.formats._derived_headers import (
 from cddnet.formats._dicom_frames import DicomHeaders, Frame, group_item
 from cddnet.formats._dicom_pixels import quiet
 from cddnet.formats._dicom_text import text_bytes
+from cddnet.formats._dicom_values import joined_text
 from cddnet.volume import CTVolume
 
 BYTES_PER_PIXEL = 4
@@ -106,6 +107,9 @@ EMPTY_IF_UNKNOWN = (
 ACQUIRED_BY = ("Manufacturer", "ManufacturerModelName", "StationName", "SoftwareVersions")
 
 
+# What stands for an unknown moment where one must be stated, as in images without identity
+# (PS3.15 E.1).
+NO_DATE, NO_TIME = "19000101", "000000"
 OWN_SCHEME = "99CDDNET"
 # CID 7203 is extensible and has nothing that computes a map from attenuation.
 PREDICTION = Code("NOISEPREDICT", OWN_SCHEME, "Prediction of noise from attenuation")
@@ -226,6 +230,7 @@ def _header(headers: DicomHeaders, recipe: Recipe, quantity: Quantity) -> Datase
         # Coordinates need a space; one that is named after the source series is shared by its maps.
         header.FrameOfReferenceUID = derived_uid("space", str(first.header.SeriesInstanceUID))
     header.ImageType = ["DERIVED", "PRIMARY", "VOLUME", "QUANTITY"]
+    header.ContentDate, header.ContentTime = _content_moment(first.header, recipe)
     header.ContentLabel = quantity.label
     header.ContentDescription = quantity.meaning
     header.ContentCreatorName = ""
@@ -253,6 +258,24 @@ def _header(headers: DicomHeaders, recipe: Recipe, quantity: Quantity) -> Datase
     header.Rows, header.Columns = first.size
     header.BitsAllocated = 8 * BYTES_PER_PIXEL
     return header
+
+
+def _content_moment(source: Dataset, recipe: Recipe) -> tuple[str, str]:
+    """Date and time of the source's content, which a map must state.
+
+    Those of the source's content, acquisition, series or study, or of the map's own creation: the
+    first that are stated whole, else the first date.
+    """
+    scanned = joined_text(source, "AcquisitionDateTime")
+    created = recipe.created.strftime("%Y%m%d%H%M%S.%f") if recipe.created else ""
+    moments = [
+        (joined_text(source, f"{event}Date"), joined_text(source, f"{event}Time"))
+        for event in ("Content", "Acquisition", "Series", "Study")
+    ]
+    moments[1:1] = [(scanned[:8], scanned[8:].partition("+")[0].partition("-")[0])]
+    moments += [(created[:8], created[8:])]
+    dated = [*filter(all, moments), *((date, NO_TIME) for date, _ in moments if date)]
+    return dated[0] if dated else (NO_DATE, NO_TIME)
 
 
 def _keep_only(header: Dataset) -> None:

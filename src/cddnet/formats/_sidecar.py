@@ -26,9 +26,11 @@ def record(derivation: tuple[Derivation, ...]) -> str:
 
 
 def step_as_json(step: Derivation) -> dict[str, object]:
-    """The fields of a step; a date only where there is one, so that old records stay the same."""
+    """The fields of a step; of date and growth only what there is, so that old records stay."""
     fields = asdict(step)
-    del fields["created"]
+    del fields["created"], fields["grows"]
+    if step.grows:
+        fields["grows"] = True
     return fields if step.created is None else fields | {"created": step.created.isoformat()}
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -55,6 +56,7 @@ class DenoiseOptions:
     or a file of `runtime.engines`.  threads: None for the cores there are, at most 8.  force: also
     what the fitness check refuses.  forced: kinds that an earlier check refused; None: check now.
     uncertainty: a new file for the expected error of each pixel, of `denoise_file` alone.
+    created: the moment of creation for the headers, with a time zone; None: they do not say.
     """
 
     model: str | Path = "default"
@@ -68,6 +70,7 @@ class DenoiseOptions:
     force: bool = False
     forced: str | None = None
     uncertainty: Path | None = None
+    created: datetime | None = None
 
 
 def denoise_file(
@@ -184,9 +187,7 @@ def _plan(options: DenoiseOptions) -> _Plan:
     engine = open_engine(
         weights, card, name=options.engine, device=options.device, threads=options.threads
     )
-    return _Plan(
-        engine, card, strength, _step(card, strength, engine.described, options.image_type)
-    )
+    return _Plan(engine, card, strength, _step(card, strength, engine.described, options))
 
 
 def _fitness(volume: CTVolume, options: DenoiseOptions) -> Fitness | None:
@@ -322,7 +323,7 @@ def choose_device(name: str) -> str:
     return device_for(name)
 
 
-def _step(card: Card, strength: float, described: Described, image_type: str) -> Derivation:
+def _step(card: Card, strength: float, described: Described, options: DenoiseOptions) -> Derivation:
     percent = f"{strength:.0%}"
     return Derivation(
         label=f"{card.name} {percent}",
@@ -339,7 +340,8 @@ def _step(card: Card, strength: float, described: Described, image_type: str) ->
         ),
         version=__version__,
         weights_sha256=card.sha256,
-        image_type=image_type,
+        image_type=options.image_type,
+        created=options.created,
     )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, NamedTuple
@@ -45,13 +46,15 @@ Progress = Callable[[str, int, int], None]
 class DepthOptions:
     """dose_fraction: of the source's own dose, above 0 to 1.  kernel: auto (from the series' own
     noise), soft, sharp or a tag.  series: of a folder that holds several.  window_hu: that
-    pictures stand for.
+    pictures stand for.  created: the moment of creation for the headers, with a time zone; None:
+    they do not say.
     """
 
     dose_fraction: float = 1.0
     kernel: str = "auto"
     series: str | None = None
     window_hu: tuple[float, float] | None = None
+    created: datetime | None = None
 
 
 class DepthResult(NamedTuple):
@@ -87,7 +90,7 @@ def depth_file(
     volume = read_volume(source, series=options.series, window_hu=options.window_hu)
     with new_folder(target) as folder, TemporaryFile(dir=folder) as file:
         matched = match_source(volume, kernel=options.kernel)
-        maps = _Maps(volume, matched, options.dose_fraction, file)
+        maps = _Maps(volume, matched, options, file)
         ranges = maps.compute(lambda done: progress("depth", done, volume.shape[0]))
         files = _write_maps(maps, folder)
         (folder / "png").mkdir()
@@ -120,7 +123,7 @@ class _Maps(NamedTuple):
 
     volume: CTVolume
     matched: SourceNoise
-    dose_fraction: float
+    options: DepthOptions
     file: IO[bytes]
 
     def compute(self, progress: Callable[[int], None]) -> _Ranges:
@@ -130,7 +133,7 @@ class _Maps(NamedTuple):
             depth = radiological_depth(
                 hu,
                 self.matched.geometry,
-                dose_fraction=self.dose_fraction,
+                dose_fraction=self.options.dose_fraction,
                 scanner=self.matched.scanner,
             )
             self.file.write(depth.astype(np.float32).tobytes())
@@ -155,7 +158,7 @@ class _Maps(NamedTuple):
         return predicted_noise_hu(
             depth,
             self.matched.geometry,
-            dose_fraction=self.dose_fraction,
+            dose_fraction=self.options.dose_fraction,
             scanner=self.matched.scanner,
             kernel=self.matched.kernel,
         )
@@ -187,7 +190,7 @@ _MEANINGS = {
 def _step(maps: _Maps, quantity: str) -> Derivation:
     matched = maps.matched
     parameters = {
-        "dose_fraction": repr(maps.dose_fraction),
+        "dose_fraction": repr(maps.options.dose_fraction),
         "geometry": repr(matched.geometry),
         "quantity": quantity,
         "scanner": repr(matched.scanner),
@@ -199,6 +202,7 @@ def _step(maps: _Maps, quantity: str) -> Derivation:
         description=f"{_MEANINGS[quantity]}, cddnet {__version__}. Research use only.",
         parameters=tuple(sorted(parameters.items())),
         version=__version__,
+        created=maps.options.created,
     )
 
 

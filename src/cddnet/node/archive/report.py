@@ -104,12 +104,13 @@ def write_report(report: Report, recipe: Recipe, folder: Path) -> None:
 def markdown(report: Report, recipe: Recipe) -> str:
     """The report for people."""
     strength = "the model card's" if recipe.strength is None else f"{recipe.strength:g}"
+    dated = f", dated {recipe.created.isoformat(timespec='seconds')}" if recipe.created else ""
     lines = [
         "# Archive report",
         "",
         f"Model {Path(recipe.model).stem}, strength {strength}, weights SHA-256 "
-        f"{recipe.weights_sha256[:16]}, cddnet {__version__}, dated "
-        f"{recipe.created.isoformat(timespec='seconds')}. Research use only.",
+        f"{recipe.weights_sha256[:16]}, cddnet {__version__}{dated}. "
+        "Research use only.",
         "",
         "| series | count |",
         "|---|---|",

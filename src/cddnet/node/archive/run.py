@@ -32,6 +32,7 @@ from cddnet.runtime import store
 DASK = ".dask"
 LOG_FILE = "log.jsonl"
 LONGEST_WAIT_S = 30.0
+NO_DATE = "no date"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class ArchiveOptions:
     (`https://host/dicom-web?StudyDate=...`, `dicom://TITLE@host:port?...`).  out: a new folder, or
     one that was begun, which goes on.  workers: processes with one thread each; 0: this process.
     scheduler: of a real Dask cluster.  attempts: at one series, `retry_s` apart at first.
-    created: the date in the headers; default: the first run.  calling: our AE title.  tls: of
+    created: the date in the headers; default: none.  calling: our AE title.  tls: of
     https and dicoms addresses.  force: also what the fitness check refuses.
     """
 
@@ -262,23 +263,23 @@ def _recipe(options: ArchiveOptions, manifest: Manifest) -> Recipe:
     if options.strength is not None and not 0 <= options.strength <= 1:
         raise CddnetError(f"strength is {options.strength}, expected 0 to 1.")
     shipped = not str(options.model).endswith(".safetensors")
-    created = options.created or datetime.now().astimezone().replace(microsecond=0)
-    if created.tzinfo is None:
+    created = options.created
+    if created is not None and created.tzinfo is None:
         raise CddnetError(f"created {created}: has no time zone; add one, such as +00:00.")
     digest = read_card(weights).sha256
     _require_same(manifest, "weights", digest)
     _require_same(manifest, "strength", repr(options.strength))
     _require_same(manifest, "image type", options.image_type)
     _require_same(manifest, "force", str(options.force))
-    date = manifest.pinned("created", created.isoformat())
-    if options.created is not None:
+    date = manifest.pinned("created", created.isoformat() if created else NO_DATE)
+    if created is not None:
         _require_same(manifest, "created", created.isoformat())
     return Recipe(
         model=weights.stem if shipped else str(weights.resolve()),
         weights_sha256=digest,
         strength=options.strength,
         image_type=options.image_type,
-        created=datetime.fromisoformat(date),
+        created=None if date == NO_DATE else datetime.fromisoformat(date),
         force=options.force,
     )
 

@@ -41,15 +41,15 @@ _UID = re.compile(r"[0-9]+(?:\.[0-9]+){3,}")
 class Recipe:
     """What is done to every series of an archive, frozen at its first run.
 
-    model: a shipped name with its version, or a weights file. created: the date in the headers.
-    force: also what the fitness check refuses; the results say so.
+    model: a shipped name with its version, or a weights file.  created: the date in the headers;
+    None: they have none.  force: also what the fitness check refuses; the results say so.
     """
 
     model: str
     weights_sha256: str
     strength: float | None
     image_type: str
-    created: datetime
+    created: datetime | None
     force: bool = False
 
 

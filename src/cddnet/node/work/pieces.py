@@ -39,6 +39,8 @@ def pieces(derived: CTVolume) -> Iterator[Piece]:
 def recipe_of(derived: CTVolume) -> str:
     """A hash over all that decides the pixels and UIDs of derived objects, their source apart."""
     steps = [asdict(replace(step, created=None)) for step in derived.derivation]
+    for step in steps:
+        del step["grows"]
     return hashlib.sha256(repr(steps).encode()).hexdigest()
 
 
@@ -54,8 +56,8 @@ def _one_slice(volume: CTVolume, index: int, headers: DicomHeaders) -> CTVolume:
 
 
 def dated(volume: CTVolume, created: datetime) -> CTVolume:
-    """The volume, whose derivation was at that moment."""
-    steps = tuple(replace(step, created=created) for step in volume.derivation)
+    """The volume, whose derivation was at that moment, and whose series may still grow."""
+    steps = tuple(replace(step, created=created, grows=True) for step in volume.derivation)
     return replace(volume, derivation=steps)
 
 
