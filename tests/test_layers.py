@@ -37,6 +37,7 @@ SHARED = {
     "formats._sidecar",
     "metrics._body",
     "models._cards",
+    "models._checkpoint",
     "models._depth_estimator",
     "models._features",
     "models._grey_window",

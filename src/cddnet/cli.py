@@ -434,7 +434,7 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
 
 @networks.command("import")
 def import_(
-    checkpoint: Annotated[Path, typer.Argument(help="A .pth file.", show_default=False)],
+    checkpoint: Annotated[Path, typer.Argument(help="A .pth or .ckpt file.", show_default=False)],
     output: NewFolder,
     name: Annotated[str, typer.Option("--as", help="What to call it.", show_default=False)],
     network: Annotated[
@@ -442,9 +442,13 @@ def import_(
     ] = None,
 ) -> None:
     """Turn a checkpoint of a published network into safetensors with a card; tensors alone."""
-    from cddnet.workflows.import_weights import import_weights
+    from cddnet.workflows.import_weights import NOT_READ, OTHER_TENSORS, import_weights
 
     card = import_weights(checkpoint, name, output, network)
+    if others := card.training.get(OTHER_TENSORS):
+        echo(f"note: left aside: {others} {OTHER_TENSORS}")
+    if kinds := card.training.get(NOT_READ):
+        echo(f"note: {NOT_READ}: {kinds}")
     echo(
         f"{output}/{name}.safetensors: network {card.model}, weights SHA-256 {card.sha256[:16]}; "
         "use it with --model. Research use only."

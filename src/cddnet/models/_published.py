@@ -17,6 +17,12 @@ from cddnet.intensity.normalise import to_hu, to_network
 
 Network = TypeVar("Network", bound=nn.Module)
 
+# Names under which training code keeps the network whose keys are wanted: DataParallel, Lightning.
+WRAPPERS = ("module", "model", "net", "network", "generator", "denoiser")
+DEEPEST_WRAPPER = 4
+# What torch.compile puts before the keys of a module, anywhere in their path.
+_COMPILED = "_orig_mod"
+
 
 @dataclass(frozen=True, kw_only=True)
 class UnitRange:
@@ -84,14 +90,14 @@ def load(
 ) -> Network:
     """A network in evaluation mode with published weights, which are copied.
 
-    Parameters: build makes the network; state_dict has its keys, all bare or all prefixed with
-    `module.`; what names the weights in the refusal, remedy says what to do.
+    Parameters: build makes the network; state_dict has its keys, bare or all under names that
+    training code wraps a network in; what names the weights in the refusal, remedy says what to do.
     Raises: ModelError if a key is missing, unexpected, or holds something of another shape.
     """
     with torch.device("meta"):
         network = build()
-    weights = _without_prefix(state_dict, "module.")
     expected = network.state_dict()
+    weights = _unwrapped(state_dict, expected)
     problems = _problems(weights, expected)
     if problems:
         raise ModelError(f"These are not weights of {what}: {'; '.join(problems)}. {remedy}")
@@ -115,10 +121,38 @@ def _problems(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
     return [problem for problem in listed if problem]
 
 
-def _without_prefix(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    if all(key.startswith(prefix) for key in state_dict):
-        return {key[len(prefix) :]: values for key, values in state_dict.items()}
-    return dict(state_dict)
+def inside(state_dict: Mapping[str, Tensor], wrapper: str) -> dict[str, Tensor]:
+    """The tensors whose keys are under one name, without that name."""
+    start = f"{wrapper}."
+    return {
+        key.removeprefix(start): values
+        for key, values in state_dict.items()
+        if key.startswith(start)
+    }
+
+
+def without_compiled(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors by keys without the mark of torch.compile."""
+    return {
+        ".".join(part for part in key.split(".") if part != _COMPILED): values
+        for key, values in state_dict.items()
+    }
+
+
+def _unwrapped(
+    state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> Mapping[str, Tensor]:
+    """The tensors by the keys of the network, where all keys share the names around it."""
+    weights = without_compiled(state_dict)
+    for _ in range(DEEPEST_WRAPPER):
+        if weights.keys() & expected.keys():
+            break
+        within = (inside(weights, wrapper) for wrapper in WRAPPERS)
+        whole = next((part for part in within if len(part) == len(weights)), None)
+        if whole is None:
+            break
+        weights = whole
+    return weights
 
 
 def _shape(values: object) -> str:

@@ -30,6 +30,11 @@ def find(model: str | Path) -> Path:
         if not Path(model).is_file():
             raise ModelError(f"{model}: there is no such weights file; check the name.")
         return Path(model)
+    if Path(model).suffix in (".pth", ".pt", ".ckpt", ".tar"):
+        raise ModelError(
+            f"{model}: is a checkpoint, not weights with a card; make them of it with "
+            "cddnet models import."
+        )
     wanted = DEFAULT if model == "default" else str(model)
     known = shipped()
     versions = [name for name in known if name == wanted or name.split("@")[0] == wanted]

@@ -14,22 +14,23 @@ from cddnet.errors import FormatError, ModelError
 from cddnet.formats._atomic import new_folder
 from cddnet.models import _weights
 from cddnet.models._cards import Card, file_hash
+from cddnet.models._checkpoint import Checkpoint, parts, read_checkpoint
 
-# Entries of a checkpoint that hold the network among optimisers and counters.
-_ENTRIES = ("state_dict", "model_state_dict", "model", "generator", "net", "params")
+# Entries of the card on what else was in the checkpoint.
+OTHER_TENSORS, NOT_READ = "other tensors of the checkpoint", "objects that were not read"
 
 
 def import_weights(checkpoint: Path, name: str, folder: Path, network: str | None = None) -> Card:
     """Write folder/NAME.safetensors and its card; `folder` must not exist.
 
-    checkpoint: a file of torch.save, of which tensors alone are read, never code.
+    checkpoint: a file of torch.save, of which tensors alone are read, never code; the network may
+    be wrapped by torch.compile, DataParallel or a Lightning module.
     network: a published network; None for the one whose keys and shapes the checkpoint has.
     Raises: ModelError for what is no such checkpoint or not finite, FormatError where the folder
     exists.
     """
-    state = _tensors(checkpoint)
-    chosen = _fitting(state, checkpoint) if network is None else network
-    module = models.from_published(chosen, state)
+    read = read_checkpoint(checkpoint)
+    chosen, module = _fitting(read.tensors, checkpoint, network)
     _require_finite(module, checkpoint)
     config = getattr(module, "config", None)
     with new_folder(folder) as made:
@@ -44,6 +45,7 @@ def import_weights(checkpoint: Path, name: str, folder: Path, network: str | Non
                 "imported from": checkpoint.name,
                 "sha256 of the checkpoint": file_hash(checkpoint),
                 "note": "trained by others; nothing is known here of data and figures",
+                **_left_aside(read, module),
             },
         )
     return card
@@ -55,25 +57,11 @@ def _safe(name: str) -> str:
     return name
 
 
-def _tensors(checkpoint: Path) -> Mapping[str, Tensor]:
-    try:
-        loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ModelError(f"{checkpoint}: there is no such file; check the name.") from error
-    except Exception as error:
-        # A hostile file makes the reader fail anywhere.
-        raise ModelError(
-            f"{checkpoint}: is no checkpoint of tensors alone ({type(error).__name__}); whole "
-            "pickled networks run code when they are opened and are never read. Save its "
-            "state_dict() instead."
-        ) from error
-    for entry in _ENTRIES:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(entry), Mapping):
-            loaded = loaded[entry]
-    tensors = loaded if isinstance(loaded, Mapping) else {}
-    if not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise ModelError(f"{checkpoint}: holds no state dict; save one with state_dict().")
-    return tensors
+def _left_aside(read: Checkpoint, module: nn.Module) -> dict[str, object]:
+    """For the card: what else was in the checkpoint."""
+    others = len(read.tensors) - len(module.state_dict())
+    counts: dict[str, object] = {OTHER_TENSORS: others} if others > 0 else {}
+    return counts | ({NOT_READ: ", ".join(read.not_read)} if read.not_read else {})
 
 
 def _require_finite(module: nn.Module, checkpoint: Path) -> None:
@@ -86,16 +74,25 @@ def _require_finite(module: nn.Module, checkpoint: Path) -> None:
             )
 
 
-def _fitting(state: Mapping[str, Tensor], checkpoint: Path) -> str:
-    reasons = []
-    for name in models.published_names():
-        try:
-            models.from_published(name, state)
-        except ModelError as error:
-            reasons.append(f"{name}: {str(error)[:120]}")
-            continue
-        return name
+def _fitting(
+    state: Mapping[str, Tensor], checkpoint: Path, network: str | None
+) -> tuple[str, nn.Module]:
+    """The network that was asked for, or else the first that the weights fit, with the weights.
+
+    All tensors are tried first, then those of a network within them.
+    """
+    names = models.published_names() if network is None else (network,)
+    reasons: dict[str, str] = {}
+    for part in parts(state):
+        for name in names:
+            try:
+                return name, models.from_published(name, part)
+            except ModelError as error:
+                reasons.setdefault(name, str(error))
+    if network is not None:
+        raise ModelError(reasons[network])
+    listed = "; ".join(f"{name}: {reason[:120]}" for name, reason in list(reasons.items())[:5])
     raise ModelError(
-        f"{checkpoint}: fits none of the published networks ({'; '.join(reasons[:5])}); name the "
-        "network with --network, and give its generator's state dict alone."
+        f"{checkpoint}: fits none of the published networks ({listed}); name the network with "
+        "--network, and give its generator's state dict alone."
     )
