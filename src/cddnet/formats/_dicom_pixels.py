@@ -7,11 +7,10 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
-import gdcm  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, config, dcmread, uid
@@ -22,22 +21,15 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID
 
 from cddnet.errors import DicomError
+from cddnet.formats import _decoder_pool
+from cddnet.formats._codecs import DECODABLE, JPEG_12_BIT, CodedFrame
+from cddnet.formats._decoder_pool import DecodingError
 from cddnet.formats._dicom_deflated import require_bounded
 from cddnet.formats._dicom_fragments import read_frame
 from cddnet.formats._jpeg_streams import image_of
 
 Stored = NDArray[np.integer[Any]]
 
-# Process 2/4 with 12 bits and the two retired progressive processes: GDCM decodes them, and DCMTK
-# agrees to the last bit, but pydicom does not pass them on.
-JPEG_12_BIT = (uid.JPEGExtended12Bit, UID("1.2.840.10008.1.2.4.53"), UID("1.2.840.10008.1.2.4.55"))
-# CharLS reports a damaged stream; GDCM may return what it had decoded until then.
-PREFERRED_PLUGIN = {
-    uid.JPEGLSLossless: "pyjpegls",
-    uid.JPEGLSNearLossless: "pyjpegls",
-    # pylibjpeg-rle, where a user has it, aborts on a damaged stream.
-    uid.RLELossless: "pydicom",
-}
 ALWAYS_LOSSY = frozenset({uid.JPEGBaseline8Bit, *JPEG_12_BIT})
 LOSSY = ALWAYS_LOSSY | {uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K}
 NATIVE = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian)
@@ -45,20 +37,52 @@ END_OF_IMAGE = b"\xff\xd9"
 UNDEFINED_LENGTH = 0xFFFFFFFF
 SEND_AGAIN = "send or export this image again."
 
-_lock = threading.RLock()
+
+class _Quiet:
+    """pydicom kept quiet while at least one thread wants it to be."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+        self._kept = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._count == 0:
+                self._kept = ExitStack()
+                self._kept.enter_context(_pydicom_quiet())
+            self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._count -= 1
+            if self._count == 0:
+                self._kept.close()
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep pydicom from warning or logging: its messages quote values, which may name a patient."""
+def _pydicom_quiet() -> Iterator[None]:
     logger = logging.getLogger("pydicom")
-    with _lock, warnings.catch_warnings(), config.disable_value_validation():
+    with warnings.catch_warnings(), config.disable_value_validation():
         warnings.simplefilter("ignore")
         disabled, logger.disabled = logger.disabled, True
         try:
             yield
         finally:
             logger.disabled = disabled
+
+
+_quiet = _Quiet()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep pydicom from warning or logging: its messages quote values, which may name a patient.
+
+    No thread waits for another: the slow decoding of one must not hold up the headers of the rest.
+    """
+    with _quiet:
+        yield
 
 
 def transfer_syntax_of(header: Dataset) -> UID:
@@ -147,48 +171,43 @@ def read_stored(path: Path, frame: int = 0) -> Stored:
                 syntax = transfer_syntax_of(dataset)
                 if syntax.is_transfer_syntax and not syntax.is_deflated:
                     _attach_frame(dataset, file, frame, path.name)
-                    return decode_stored(dataset, name=path.name)
-            return decode_stored(dcmread(path, force=True), frame, name=path.name)
+                    frame = 0
+                else:
+                    dataset = dcmread(path, force=True)
         except DicomError:
             raise
         except Exception as error:
             raise DicomError(
                 f"{path.name}: cannot be read ({type(error).__name__}); {SEND_AGAIN}"
             ) from error
+    return decode_stored(dataset, frame, name=path.name)
 
 
 def decode_stored(dataset: Dataset, frame: int = 0, *, name: str = "image") -> Stored:
     """Stored values (H, W) of one frame of a dataset with pixels, by its transfer syntax alone.
 
     Whether the values are CT in HU is not asked here. Bits above BitsStored are masked out, or
-    filled with the sign (PS3.5 8.1.1). Raises DicomError as `read_stored` does.
+    filled with the sign (PS3.5 8.1.1). What is compressed is decoded in a process of its own.
+    Raises DicomError as `read_stored` does, CddnetError where that process cannot be started.
     """
     if "PixelData" not in dataset:
         raise DicomError(f"{name}: there is no pixel data in it; {SEND_AGAIN}")
     if not dataset["PixelData"].value:
         raise DicomError(f"{name}: its pixel data is empty; {SEND_AGAIN}")
     syntax = transfer_syntax_of(dataset)
-    if not syntax.is_transfer_syntax:
+    if not syntax.is_transfer_syntax or (syntax.is_encapsulated and syntax not in DECODABLE):
         raise undecodable(name, syntax)
     with quiet():
         try:
-            if syntax.is_encapsulated and syntax != uid.RLELossless:
-                _require_complete_stream(dataset, frame, name)
-            stored = _decode(dataset, syntax, frame)
+            _require_one_sample(dataset, name)
+            if not syntax.is_encapsulated:
+                return _native(dataset, syntax, frame)
+            coded = _coded_frame(dataset, syntax, frame, name)
         except DicomError:
             raise
         except Exception as error:
-            if isinstance(error, NotImplementedError) or "missing dependencies" in str(error):
-                raise undecodable(name, syntax) from error
-            raise DicomError(
-                f"{name}: its pixel data ({syntax.name}) is damaged or cut short; {SEND_AGAIN}"
-            ) from error
-    if stored.shape != (dataset.Rows, dataset.Columns):
-        raise DicomError(
-            f"{name}: the pixels decode to {' x '.join(map(str, stored.shape))}, but the header "
-            f"says {dataset.Rows} x {dataset.Columns}; {SEND_AGAIN}"
-        )
-    return stored
+            raise _damaged(name, syntax) from error
+    return _decode(coded, syntax, name)
 
 
 def frame_count(header: Dataset) -> int:
@@ -228,54 +247,78 @@ def _attach_frame(dataset: Dataset, file: BinaryIO, frame: int, name: str) -> No
         dataset.NumberOfFrames = 1
 
 
-def _decode(dataset: Dataset, syntax: UID, frame: int) -> Stored:
-    if syntax in JPEG_12_BIT and dataset.BitsStored > 8:
-        return _decode_jpeg_12_bit(dataset, syntax, frame)
+def _require_one_sample(dataset: Dataset, name: str) -> None:
+    samples = int(dataset.get("SamplesPerPixel") or 1)
+    if samples != 1:
+        raise DicomError(
+            f"{name}: its pixels have {samples} samples each, where CT has one; choose a CT series."
+        )
+
+
+def _native(dataset: Dataset, syntax: UID, frame: int) -> Stored:
     if "TransferSyntaxUID" not in getattr(dataset, "file_meta", ()):
         dataset.file_meta = FileMetaDataset()
         dataset.file_meta.TransferSyntaxUID = syntax
-    stored = pixel_array(
-        dataset, index=frame, raw=True, decoding_plugin=PREFERRED_PLUGIN.get(syntax, "")
-    )
+    stored = pixel_array(dataset, index=frame, raw=True)
     return np.ascontiguousarray(stored.astype(stored.dtype.newbyteorder("="), copy=False))
 
 
-def _decode_jpeg_12_bit(dataset: Dataset, syntax: UID, frame: int) -> Stored:
+def _coded_frame(dataset: Dataset, syntax: UID, frame: int, name: str) -> CodedFrame:
+    """A frame ready for its decoder.  Raises DicomError where its stream cannot be right."""
     stream = get_frame(dataset.PixelData, frame, number_of_frames=frame_count(dataset))
-    fragment = gdcm.Fragment()
-    fragment.SetByteStringValue(stream)
-    fragments = gdcm.SequenceOfFragments.New()
-    fragments.AddFragment(fragment)
-    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
-    element.SetValue(fragments.__ref__())
-    image = gdcm.Image()
-    image.SetNumberOfDimensions(2)
-    image.SetDimensions((dataset.Columns, dataset.Rows, 1))
-    image.SetDataElement(element)
-    grey = gdcm.PhotometricInterpretation.GetPIType("MONOCHROME2")
-    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(grey))
-    coding = gdcm.TransferSyntax.GetTSType(str.__str__(syntax))
-    image.SetTransferSyntax(gdcm.TransferSyntax(coding))
-    bits, signed = dataset.BitsStored, dataset.PixelRepresentation
-    image.SetPixelFormat(gdcm.PixelFormat(1, 16, bits, bits - 1, signed))
-    # The binding hands bytes over as text.
-    raw = image.GetBuffer().encode("utf-8", "surrogateescape")
-    stored = np.frombuffer(raw, dtype="<i2" if signed else "<u2")
-    shift = 16 - bits
-    stored = stored.reshape(dataset.Rows, dataset.Columns) << shift >> shift
-    return np.asarray(stored, dtype=np.int16 if signed else np.uint16)
+    if syntax != uid.RLELossless:
+        _require_sound_stream(stream, dataset, name)
+    coded = CodedFrame(
+        syntax=str(syntax),
+        rows=int(dataset.Rows),
+        columns=int(dataset.Columns),
+        bits_allocated=int(dataset.BitsAllocated),
+        bits_stored=int(dataset.BitsStored),
+        signed=int(dataset.PixelRepresentation),
+        stream=stream,
+    )
+    if (
+        coded.bits_allocated not in (8, 16, 32)
+        or not 1 <= coded.bits_stored <= coded.bits_allocated
+    ):
+        raise ValueError(f"{coded.bits_stored} bits in {coded.bits_allocated}")
+    return coded
 
 
-def _require_complete_stream(dataset: Dataset, frame: int, name: str) -> None:
-    """JPEG decoders fill what is missing of a stream with grey; a CT must not be filled up."""
-    stream = get_frame(dataset.PixelData, frame, number_of_frames=frame_count(dataset))
+def _decode(coded: CodedFrame, syntax: UID, name: str) -> Stored:
+    try:
+        return _decoder_pool.decode(coded)
+    except DecodingError as error:
+        reason = error.reason
+    if reason == "missing":
+        raise undecodable(name, syntax)
+    if reason == "damaged":
+        raise _damaged(name, syntax)
+    what = "crashed or wanted too much memory" if reason == "ended" else "did not come to an end"
+    raise DicomError(
+        f"{name}: the decoder {what} over its pixel data ({syntax.name}), so it is damaged; "
+        f"{SEND_AGAIN}"
+    )
+
+
+def _damaged(name: str, syntax: UID) -> DicomError:
+    return DicomError(
+        f"{name}: its pixel data ({syntax.name}) is damaged or cut short; {SEND_AGAIN}"
+    )
+
+
+def _require_sound_stream(stream: bytes, dataset: Dataset, name: str) -> None:
+    """Refuse what needs no decoder to be refused.
+
+    JPEG decoders fill what is missing of a stream with grey; a CT must not be filled up.
+    """
     if not stream.rstrip(b"\x00\xff").endswith(END_OF_IMAGE):
         raise DicomError(f"{name}: its compressed pixel data is cut short; {SEND_AGAIN}")
     # Before any decoder: GDCM ends the process at some damaged streams.
     image = image_of(stream)
     if image is None:
         return
-    wanted = dataset.Rows, dataset.Columns, int(dataset.get("SamplesPerPixel") or 1)
+    wanted = dataset.Rows, dataset.Columns, 1
     if image[:3] != wanted or image.bits > dataset.BitsAllocated:
         found, expected = (" x ".join(map(str, size)) for size in (image[:3], wanted))
         raise DicomError(

@@ -12,7 +12,6 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
 from importlib.resources import files
 from math import inf
@@ -246,8 +245,7 @@ def codecs(folder: Path) -> Iterator[Finding]:
 
     The samples are those of `benchmarks/codec_samples.py`.
     """
-    with _silenced_libraries():
-        decoded = {path.stem: _decoded(path) for path in sorted(folder.glob("*.dcm"))}
+    decoded = {path.stem: _decoded(path) for path in sorted(folder.glob("*.dcm"))}
     plain = decoded[_REFERENCE]
     bad = []
     for name, hu in decoded.items():
@@ -269,19 +267,6 @@ def _decoded(path: Path) -> SliceHU | None:
         return read_volume(path).hu
     except Exception:
         return None
-
-
-@contextmanager
-def _silenced_libraries() -> Iterator[None]:
-    """GDCM's JPEG prints a complaint about 12 bits from C, although its result is right."""
-    kept = os.dup(2)
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
 
 
 def _extras() -> Iterator[Finding]:
