@@ -67,7 +67,11 @@ def names() -> tuple[str, ...]:
 
 def refusals(job: Job) -> dict[str, str]:
     """Why each engine cannot run the job, "" where it can, in the order of `names`."""
-    return {name: str(plugins.load("runtime.engines", name).refusal(job)) for name in names()}
+    return {name: _refusal(name, job) for name in names()}
+
+
+def _refusal(name: str, job: Job) -> str:
+    return str(plugins.load("runtime.engines", name).refusal(job))
 
 
 def open_engine(
@@ -87,21 +91,25 @@ def open_engine(
     if name not in ("auto", *names()):
         raise ModelError(f"there is no engine '{name}'; choose one of: auto, {', '.join(names())}.")
     job = Job(weights, card, device_for(device, name), processor.chosen_threads(threads))
-    reasons = refusals(job) if name == "auto" else {name: ""}
-    found = [engine for engine, reason in reasons.items() if not reason]
-    if not found:
-        told = "; ".join(f"{engine}: {reason}" for engine, reason in reasons.items())
+    chosen = _first(job) if name == "auto" else name
+    if not chosen:
+        told = "; ".join(f"{engine}: {reason}" for engine, reason in refusals(job).items())
         raise ModelError(
             f"no engine can run {card.name} here ({told}); mend one of these, or choose another "
             "model."
         )
-    module = plugins.load("runtime.engines", found[0])
+    module = plugins.load("runtime.engines", chosen)
     if name != "auto" and (reason := module.refusal(job)):
         raise ModelError(
             f"engine {name} cannot run {card.name} ({reason}); choose another, or auto."
         )
     engine: Engine = module.open_engine(job)
     return engine
+
+
+def _first(job: Job) -> str:
+    """The first engine that can run the job, "" for none; those behind it are not imported."""
+    return next((name for name in names() if not _refusal(name, job)), "")
 
 
 def device_for(device: str, engine: str = "auto") -> str:
