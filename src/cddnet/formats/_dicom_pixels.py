@@ -277,11 +277,9 @@ def _coded_frame(dataset: Dataset, syntax: UID, frame: int, name: str) -> CodedF
         signed=int(dataset.PixelRepresentation),
         stream=stream,
     )
-    if (
-        coded.bits_allocated not in (8, 16, 32)
-        or not 1 <= coded.bits_stored <= coded.bits_allocated
-    ):
-        raise ValueError(f"{coded.bits_stored} bits in {coded.bits_allocated}")
+    allocated, used = coded.bits_allocated, coded.bits_stored
+    if allocated not in (8, 16, 32) or not 1 <= used <= allocated:
+        raise ValueError(f"{used} bits in {allocated}")
     return coded
 
 

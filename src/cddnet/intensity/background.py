@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from cddnet.volume import CTVolume, Mask
 
@@ -40,6 +39,9 @@ def background(stored: Values, hu: NDArray[np.floating]) -> Mask:
     constant = edge_constant(stored, hu)
     if constant is None:
         return np.zeros(stored.shape, np.bool_)
+    # Here: the processes that decode import this file and never need it.
+    from scipy import ndimage
+
     labels, count = ndimage.label(stored == constant, np.ones((3, 3)))
     touching = np.zeros(count + 1, np.bool_)
     touching[_edge(labels)] = True
