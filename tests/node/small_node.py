@@ -250,4 +250,5 @@ def received(station, datasets, caller="SCANNER"):
     for dataset in datasets:
         announced = (str(dataset.SOPClassUID), str(dataset.SOPInstanceUID))
         data = io.BytesIO(encode(dataset, False, True))
-        intake.accept(Sent(caller, "127.0.0.1", announced, uid.ExplicitVRLittleEndian, data))
+        syntax = dataset.file_meta.TransferSyntaxUID
+        intake.accept(Sent(caller, "127.0.0.1", announced, syntax, data))
