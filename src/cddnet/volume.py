@@ -76,7 +76,9 @@ class CTVolume:
     origin_mm: centre of the first voxel, LPS.
     direction: unit vectors (slice, row index, column index) in LPS; row index grows downwards.
     thickness_mm: of each slice, None where the format does not say; slices may overlap.
+    thicknesses_mm: of each slice (D,) where they differ, None where one does not say; else empty.
     positions_mm: of each slice along the normal (D,), ascending; empty for even spacing.
+    acquisition_labels: of each slice (D,), where several lie at one place; else empty.
     series_uid: names the series; "" where the format has none.
     acquisition: patient, study and kernel, for those who must know.
     headers: the source's headers, opaque outside the format that read them; None if it has none.
@@ -96,7 +98,9 @@ class CTVolume:
         (1.0, 0.0, 0.0),
     )
     thickness_mm: float | None = None
+    thicknesses_mm: tuple[float | None, ...] = ()
     positions_mm: tuple[float, ...] = ()
+    acquisition_labels: tuple[str, ...] = ()
     series_uid: str = ""
     acquisition: Acquisition = Acquisition()
     headers: object | None = None
@@ -145,6 +149,10 @@ class CTVolume:
         return self.positions_mm or tuple(
             index * self.spacing_mm[0] for index in range(self.shape[0])
         )
+
+    def thickness_of(self, index: int) -> float | None:
+        """Thickness of slice `index` in mm, None where it is not stated."""
+        return self.thicknesses_mm[index] if self.thicknesses_mm else self.thickness_mm
 
     def derived(self, read_slice: Callable[[int], SliceHU], step: Derivation) -> CTVolume:
         """The same geometry and source with new slices, and `step` added to the record."""

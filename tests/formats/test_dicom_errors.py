@@ -174,24 +174,6 @@ def test_a_series_without_positions(tmp_path):
     assert "im1 has no ImagePositionPatient" in message
 
 
-def test_phases_in_one_series(tmp_path):
-    datasets = [ct_dataset(index) for index in range(6)]
-    for index, dataset in enumerate(datasets):
-        dataset.ImagePositionPatient = ["-20", "-30", str(5 * (index % 3))]
-    message = refusal(save_series(tmp_path / "ct", datasets), GeometryError)
-    assert "6 images lie at only 3 positions" in message
-    assert "instance number 1 (im" in message
-    assert "and 4 (im" in message
-
-
-def test_bolus_tracking(tmp_path):
-    datasets = [ct_dataset(index) for index in range(4)]
-    for dataset in datasets:
-        dataset.ImagePositionPatient = ["-20", "-30", "0"]
-    message = refusal(save_series(tmp_path / "ct", datasets), GeometryError)
-    assert "all 4 images lie at one position" in message
-
-
 def test_one_uid_with_two_images(tmp_path):
     one, other = ct_dataset(), ct_dataset()
     set_stored(other, stored_of(one) + 1)

@@ -32,12 +32,15 @@ NOT_WRITTEN = re.compile(
 
 
 class ReadOptions(NamedTuple):
-    """What a file may leave open. series: a series UID or its ending; window_hu: (low, high) that
-    the grey levels of a picture stand for.
+    """What a file may leave open.
+
+    series: a series UID or its ending; window_hu: (low, high) that the grey levels of a picture
+    stand for; acquisition: label of one of several acquisitions at the same places.
     """
 
     series: str | None = None
     window_hu: tuple[float, float] | None = None
+    acquisition: str | None = None
 
 
 class WriteOptions(NamedTuple):
@@ -66,17 +69,25 @@ def read_volume(
     *,
     series: str | None = None,
     window_hu: tuple[float, float] | None = None,
+    acquisition: str | None = None,
 ) -> CTVolume:
     """A CT series from a file or folder of any format, told by its content, not by its name.
 
     series: the series UID, or its ending, where a DICOM folder holds several.
     window_hu: (low, high) that the grey levels of pictures stand for.
+    acquisition: number or label of one acquisition, where a DICOM series holds several.
     Raises FormatError where nothing readable is found, else what the format raises.
     """
     source = Path(path)
     try:
         module = _format_in_folder(source) if source.is_dir() else _format_of_file(source)
-        volume: CTVolume = module.read(source, ReadOptions(series, window_hu))
+        if acquisition is not None and not _is_dicom(module):
+            raise FormatError(
+                f"{source}: only DICOM series hold acquisitions to choose from; leave out "
+                "--acquisition."
+            )
+        options = ReadOptions(series, window_hu, acquisition)
+        volume: CTVolume = module.read(source, options)
     except PermissionError as error:
         raise FormatError(
             f"{error.filename or source}: reading is not permitted; change its permissions or "

@@ -228,15 +228,14 @@ def _require_one_stack(header: Dataset, name: str) -> None:
         raise DicomError(
             f"{name}: describes {groups} of its {frame_count(header)} frames; {SEND_AGAIN}"
         )
-    for keyword, what in (("StackID", "stacks"), ("TemporalPositionIndex", "points in time")):
-        values = {
-            str(group_item(header, index, "FrameContentSequence").get(keyword) or "")
-            for index in range(groups)
-        }
-        if len(values) > 1:
-            raise DicomError(
-                f"{name}: its frames form {len(values)} {what}; export each as its own series."
-            )
+    stacks = {
+        str(group_item(header, index, "FrameContentSequence").get("StackID") or "")
+        for index in range(groups)
+    }
+    if len(stacks) > 1:
+        raise DicomError(
+            f"{name}: its frames form {len(stacks)} stacks; export each as its own series."
+        )
 
 
 def _enhanced_frame(scanned: Scanned, index: int) -> Frame:

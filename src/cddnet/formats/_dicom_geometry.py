@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -12,13 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cddnet.errors import DicomError, GeometryError
+from cddnet.formats._dicom_acquisitions import (
+    acquisitions_of,
+    no_acquisition,
+    of_acquisition,
+)
 from cddnet.formats._dicom_frames import Frame
 from cddnet.formats._dicom_pixels import SEND_AGAIN, frame_count, read_stored
+from cddnet.formats._dicom_steps import step_problems
 from cddnet.formats._dicom_values import Vector
 
 SAME_POSITION_MM = 0.01
-SPACING_TOLERANCE_MM = 0.02
-SPACING_TOLERANCE_FRACTION = 0.01
 DIRECTION_TOLERANCE = 1e-3
 PIXEL_TOLERANCE_FRACTION = 1e-3
 SIDEWAYS_TOLERANCE_MM = 0.1
@@ -30,6 +33,7 @@ class Stack(NamedTuple):
     spacing_mm: (slice, row, column); direction: unit vectors (slice, row index, column index).
     positions_mm: along the normal from the first slice, empty where they are evenly spaced.
     notes: what a user should know; problems: what forbids work across slices.
+    labels: acquisition of each slice where several lie at one place, else empty.
     """
 
     frames: tuple[Frame, ...]
@@ -39,35 +43,164 @@ class Stack(NamedTuple):
     positions_mm: tuple[float, ...]
     notes: tuple[str, ...]
     problems: tuple[str, ...]
+    labels: tuple[str, ...] = ()
 
 
-def stack(frames: Sequence[Frame], uid: str) -> Stack:
+def stack(
+    frames: Sequence[Frame],
+    uid: str,
+    *,
+    acquisition: str | None = None,
+    compare: bool = True,
+) -> Stack:
     """Sort the slices of a series by position and check that they belong on one grid.
 
-    Raises GeometryError for slices of different size, spacing or orientation, without a position,
-    or several at one place.
+    acquisition: take the slices of that label alone.  compare: whether copies may be known by their
+    pixels.  Raises GeometryError for slices of different size, spacing or orientation, or without a
+    position, and for a label that no slice has; DicomError where one UID names different images.
     """
-    _require_one_grid(frames, uid)
-    if len(frames) == 1:
-        return _lone(frames[0])
-    row, column = _require_placed(frames, uid)
+    chosen, is_number = of_acquisition(frames, acquisition)
+    _require_one_grid(chosen, uid)
+    if len(chosen) == 1:
+        if acquisition is not None and not is_number:
+            raise no_acquisition(uid, acquisition, [frame.acquisition for frame in frames])
+        return _with_notes(_lone(chosen[0]), _without(len(frames) - 1))
+    row, column = _require_placed(chosen, uid)
+    normal = np.cross(row, column)
+    along = np.array([frame.position_mm for frame in chosen], dtype=np.float64) @ normal
+    order = np.argsort(along, kind="stable")
+    ordered = [chosen[index] for index in order]
+    kept, dropped = _drop_repeats(ordered, along[order], uid)
+    slices = _Slices([ordered[index] for index in kept], along[order][kept])
+    shared = _shared_places(slices, uid, None if is_number else acquisition, compare=compare)
+    left_out = len(kept) - len(shared.frames) - shared.copies + len(frames) - len(chosen)
+    notes = [
+        *([f"copies of {dropped} slices were found and left out"] if dropped else []),
+        *_copied(shared.copies),
+        *_without(left_out),
+    ]
+    if len(shared.frames) == 1:
+        return _with_notes(_lone(shared.frames[0]), notes)
+    return _stack(shared, notes, (row, column))
+
+
+class _Slices(NamedTuple):
+    """Slices in order of their positions along the normal, mm (D,)."""
+
+    frames: list[Frame]
+    along: NDArray[np.float64]
+
+    def places(self) -> list[int]:
+        """Number of the place of each slice: slices within the tolerance share one."""
+        places, start = [0], self.along[0]
+        for value in self.along[1:]:
+            new = value - start > SAME_POSITION_MM
+            start = value if new else start
+            places.append(places[-1] + int(new))
+        return places
+
+    def only(self, indices: Sequence[int]) -> _Slices:
+        return _Slices([self.frames[index] for index in indices], self.along[list(indices)])
+
+
+class _Shared(NamedTuple):
+    """Slices of which several may lie at one place.
+
+    labels: acquisition of each, none where each place has one.  problem: what is said of that.
+    copies: images that were left out because they equal another at their place.
+    """
+
+    frames: list[Frame]
+    along: NDArray[np.float64]
+    labels: tuple[str, ...] = ()
+    problem: str = ""
+    copies: int = 0
+
+
+def _shared_places(slices: _Slices, uid: str, acquisition: str | None, *, compare: bool) -> _Shared:
+    """Slices in order of place and acquisition, copies apart; those of one label if it is given."""
+    places = slices.places()
+    if len(set(places)) == len(places):
+        if acquisition is not None:
+            raise no_acquisition(uid, acquisition, [frame.acquisition for frame in slices.frames])
+        return _Shared(*slices)
+    found = acquisitions_of(slices.frames, places)
+    rank = {label: index for index, label in enumerate(found.order)}
+    order = sorted(range(len(places)), key=lambda i: (places[i], rank[found.labels[i]]))
+    slices, places = slices.only(order), [places[index] for index in order]
+    labels = [found.labels[index] for index in order]
+    if acquisition is not None:
+        wanted = [index for index, label in enumerate(labels) if label == acquisition]
+        if not wanted:
+            raise no_acquisition(uid, acquisition, labels)
+        return _Shared(*slices.only(wanted))
+    firsts = _firsts(places)
+    if compare and _all_copies(slices.frames, places):
+        return _Shared(*slices.only(firsts), copies=len(places) - len(firsts))
+    count = f"{len(places)} images"
+    if len(firsts) == 1:
+        problem = f"all {count} state one position, so their order and distance are unknown"
+    else:
+        problem = f"{count} lie at only {len(firsts)} positions, told apart by {found.listed()}"
+    return _Shared(*slices, labels=tuple(labels), problem=problem)
+
+
+def _firsts(places: Sequence[int]) -> list[int]:
+    """The first slice of each place; places ascend."""
+    return [i for i, place in enumerate(places) if i == 0 or place != places[i - 1]]
+
+
+def _all_copies(frames: Sequence[Frame], places: Sequence[int]) -> bool:
+    """Whether every image beyond the first of its place has the same pixels and scale.
+
+    Blank slices of two acquisitions are equal too, but then others of them are not.
+    """
+    first: dict[int, Frame] = {}
+    for frame, place in zip(frames, places, strict=True):
+        other = first.setdefault(place, frame)
+        if other is frame:
+            continue
+        if (frame.slope, frame.intercept) != (other.slope, other.intercept):
+            return False
+        pixels = read_stored(frame.path, frame.index)
+        if not np.array_equal(pixels, read_stored(other.path, other.index)):
+            return False
+    return True
+
+
+def _copied(copies: int) -> list[str]:
+    if not copies:
+        return []
+    slices = "1 slice" if copies == 1 else f"{copies} slices"
+    return [f"copies of {slices} under other UIDs were found and left out"]
+
+
+def _without(count: int) -> list[str]:
+    if count < 1:
+        return []
+    slices = "1 slice" if count == 1 else f"{count} slices"
+    return [f"{slices} of other acquisitions {'was' if count == 1 else 'were'} left out"]
+
+
+def _with_notes(lone: Stack, notes: Sequence[str]) -> Stack:
+    return lone._replace(notes=(*notes, *lone.notes))
+
+
+def _stack(
+    shared: _Shared, notes: list[str], axes: tuple[NDArray[np.float64], NDArray[np.float64]]
+) -> Stack:
+    (row, column), frames, along = axes, shared.frames, shared.along
     normal = np.cross(row, column)
     positions = np.array([frame.position_mm for frame in frames], dtype=np.float64)
-    along = positions @ normal
-    order = np.argsort(along, kind="stable")
-    ordered = [frames[index] for index in order]
-    kept, dropped = _drop_repeats(ordered, along[order], uid)
-    frames = [ordered[index] for index in kept]
-    positions, along = positions[order][kept], along[order][kept]
-    notes = [f"copies of {dropped} slices were found and left out"] if dropped else []
-    if len(frames) == 1:
-        lone = _lone(frames[0])
-        return lone._replace(notes=(*notes, *lone.notes))
-    steps_mm = np.diff(along)
-    step_mm = float(np.median(steps_mm))
-    problems = _spacing_problems(steps_mm, step_mm, along)
+    firsts = _firsts(_Slices(frames, along).places())
+    problems = [shared.problem] if shared.problem else []
+    tilted: list[str] = []
+    slice_direction, step_mm = normal, frames[0].thickness_mm or 1.0
+    if len(firsts) > 1:
+        step_mm = float(np.median(np.diff(along[firsts])))
+        problems += step_problems(along[firsts], [frames[i].thickness_mm for i in firsts])
+        tilted, slice_direction = _sideways(positions, along, normal, frames[0])
     positions_mm = tuple((along - along[0]).tolist()) if problems else ()
-    tilted, slice_direction = _sideways(positions, along, normal, frames[0])
     problems += tilted + _frame_of_reference_problems(frames)
     return Stack(
         frames=tuple(frames),
@@ -81,6 +214,7 @@ def stack(frames: Sequence[Frame], uid: str) -> Stack:
         positions_mm=positions_mm,
         notes=(*notes, *problems),
         problems=tuple(problems),
+        labels=shared.labels,
     )
 
 
@@ -170,23 +304,21 @@ def _shown(value: tuple[float, ...]) -> str:
 def _drop_repeats(
     frames: Sequence[Frame], along: NDArray[np.float64], uid: str
 ) -> tuple[list[int], int]:
-    """Slices to keep where a file is there twice. Raises where different images share a place."""
-    kept = [0]
-    for index in range(1, len(frames)):
-        if along[index] - along[kept[-1]] > SAME_POSITION_MM:
+    """Slices to keep where a file is there twice; several images at one place are all kept."""
+    kept: list[int] = []
+    named: dict[tuple[str, int], list[int]] = {}
+    for index, frame in enumerate(frames):
+        same_uid = named.setdefault((frame.sop_uid, frame.index), [])
+        rivals = [i for i in same_uid if along[index] - along[i] <= SAME_POSITION_MM]
+        if not any(_same_image(frames[rival], frame) for rival in rivals):
             kept.append(index)
-            continue
-        rivals = [other for other in kept if along[index] - along[other] <= SAME_POSITION_MM]
-        twin = next((frames[i] for i in rivals if _same_image(frames[i], frames[index])), None)
-        if twin is None:
-            places = int(np.count_nonzero(np.diff(along) > SAME_POSITION_MM)) + 1
-            raise _shared_place(frames[kept[-1]], frames[index], uid, (len(frames), places))
-    uids = Counter((frames[index].sop_uid, frames[index].index) for index in kept)
-    repeated = [pair for pair, count in uids.items() if count > 1 and pair[0]]
+            same_uid.append(index)
+    repeated = [(pair, found) for pair, found in named.items() if len(found) > 1 and pair[0]]
     if repeated:
+        (sop_uid, _), found = repeated[0]
         raise DicomError(
-            f"series {uid}: {uids[repeated[0]]} different slices carry the SOPInstanceUID "
-            f"{repeated[0][0]}; {SEND_AGAIN}"
+            f"series {uid}: {len(found)} different slices carry the SOPInstanceUID {sop_uid}; "
+            f"{SEND_AGAIN}"
         )
     return kept, len(frames) - len(kept)
 
@@ -200,45 +332,6 @@ def _same_image(one: Frame, other: Frame) -> bool:
             f"them was changed; {SEND_AGAIN}"
         )
     return True
-
-
-def _shared_place(one: Frame, other: Frame, uid: str, counts: tuple[int, int]) -> GeometryError:
-    images, places = counts
-    pair = (
-        f"instance number {one.instance_number or '?'} ({one.name}) and "
-        f"{other.instance_number or '?'} ({other.name})"
-    )
-    if places == 1:
-        return GeometryError(
-            f"series {uid}: all {images} images lie at one position, {pair} among them, as in "
-            "bolus tracking; choose the series of the scan itself, or give one file alone."
-        )
-    return GeometryError(
-        f"series {uid}: {images} images lie at only {places} positions, such as {pair}: several "
-        "phases or acquisitions in one series. Export each as its own series, "
-        "or give one file alone."
-    )
-
-
-def _spacing_problems(
-    steps_mm: NDArray[np.float64], step_mm: float, along: NDArray[np.float64]
-) -> list[str]:
-    tolerance_mm = max(SPACING_TOLERANCE_MM, SPACING_TOLERANCE_FRACTION * step_mm)
-    gaps = np.flatnonzero(steps_mm > 1.5 * step_mm)
-    uneven = np.flatnonzero(np.abs(steps_mm - step_mm) > tolerance_mm)
-    if gaps.size:
-        where = int(gaps[0])
-        places = "1 place" if gaps.size == 1 else f"{gaps.size} places"
-        return [
-            f"slices are missing at {places}, the first {steps_mm[where]:.2f} mm wide "
-            f"at {along[where]:.1f} mm along the stack (usual step {step_mm:.2f} mm)"
-        ]
-    if uneven.size:
-        return [
-            f"slice spacing varies from {steps_mm.min():.2f} to {steps_mm.max():.2f} mm "
-            f"(usual step {step_mm:.2f} mm)"
-        ]
-    return []
 
 
 def _sideways(

@@ -79,7 +79,8 @@ def _read(path: Path, quantity: Quantity | None) -> CTVolume:
             f"{path.name}: its {count} frames need {count * size} bytes, but only {there} are "
             f"there; {SEND_AGAIN}"
         )
-    slices = stack([_frame(header, path, index) for index in range(count)], "of the map")
+    frames = [_frame(header, path, index) for index in range(count)]
+    slices = stack(frames, "of the map", compare=False)
 
     def read_slice(index: int) -> SliceHU:
         frame = slices.frames[index]
@@ -101,6 +102,7 @@ def _read(path: Path, quantity: Quantity | None) -> CTVolume:
         headers=header,
         notes=slices.notes,
         volume_problems=slices.problems,
+        acquisition_labels=slices.labels,
     )
 
 

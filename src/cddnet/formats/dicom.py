@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pydicom import Dataset
@@ -76,12 +77,16 @@ def list_series(path: Path) -> tuple[SeriesSummary, ...]:
 
 @quiet()
 def read(path: Path, options: ReadOptions) -> CTVolume:
-    """One CT series of a file, folder or tree; `options.series` is a series UID or its ending.
+    """One CT series of a file, folder or tree.
 
+    options: `series` is a series UID or its ending, `acquisition` the label of one of several
+    acquisitions at the same places.
     Raises DicomError for what is no CT in HU or damaged, GeometryError where slices do not belong
     on one grid, SeriesChoiceError where several series match.
     """
-    return _volume(*choose_series(path, options.series))
+    chosen, others = choose_series(path, options.series)
+    volume = _volume(chosen, others, options.acquisition)
+    return _with_choice(volume)
 
 
 @quiet()
@@ -89,7 +94,7 @@ def read_all(path: Path) -> tuple[CTVolume, ...]:
     """Every CT series of a file, folder or tree, which is looked through once."""
     every = find_series(path)
     return tuple(
-        _volume(series, tuple(other for other in every if other is not series))
+        _with_choice(_volume(series, tuple(other for other in every if other is not series)))
         for series in every
         if not series.unfit
     )
@@ -111,9 +116,24 @@ def write(volume: CTVolume, path: Path, options: WriteOptions) -> None:
     write_derived(volume, path, one_file=path.suffix.lower() == ".dcm" and not options.folder)
 
 
-def _volume(chosen: Series, others: Sequence[Series]) -> CTVolume:
+def _with_choice(volume: CTVolume) -> CTVolume:
+    """The volume, whose note on several acquisitions names the option that takes one of them."""
+    labels = volume.acquisition_labels
+    # Of images that all lie at one place, none has neighbours to be chosen with.
+    if len(set(labels)) == len(labels):
+        return volume
+    shared = volume.volume_problems[0]
+    choice = f"{shared}; --acquisition takes one of these"
+    return replace(
+        volume,
+        notes=tuple(choice if note == shared else note for note in volume.notes),
+        volume_problems=(choice, *volume.volume_problems[1:]),
+    )
+
+
+def _volume(chosen: Series, others: Sequence[Series], acquisition: str | None = None) -> CTVolume:
     try:
-        return _checked_volume(chosen, others)
+        return _checked_volume(chosen, others, acquisition)
     except CddnetError:
         raise
     except Exception as error:
@@ -124,14 +144,14 @@ def _volume(chosen: Series, others: Sequence[Series]) -> CTVolume:
         ) from None
 
 
-def _checked_volume(chosen: Series, others: Sequence[Series]) -> CTVolume:
+def _checked_volume(chosen: Series, others: Sequence[Series], acquisition: str | None) -> CTVolume:
     enhanced = is_enhanced(chosen.frames[0].header)
     _require_one_object(chosen, enhanced)
     used = {frame.path for frame in chosen.frames}
     for scanned in chosen.files:
         if scanned.path in used:
             _require_pixels(scanned)
-    slices = stack(chosen.frames, chosen.uid)
+    slices = stack(chosen.frames, chosen.uid, acquisition=acquisition)
     notes = (
         *slices.notes,
         *_content_notes(slices.frames),
@@ -139,6 +159,7 @@ def _checked_volume(chosen: Series, others: Sequence[Series]) -> CTVolume:
         *_left_out(chosen, others),
     )
     headers = DicomHeaders(frames=slices.frames, enhanced=enhanced)
+    thicknesses_mm = tuple(frame.thickness_mm for frame in slices.frames)
     return CTVolume(
         shape=(len(slices.frames), *slices.frames[0].size),
         spacing_mm=slices.spacing_mm,
@@ -146,8 +167,10 @@ def _checked_volume(chosen: Series, others: Sequence[Series]) -> CTVolume:
         read_padding=headers.read_padding if headers.may_be_padded else None,
         origin_mm=slices.origin_mm,
         direction=slices.direction,
-        thickness_mm=_one_thickness_mm(slices.frames),
+        thickness_mm=thicknesses_mm[0] if len(set(thicknesses_mm)) == 1 else None,
+        thicknesses_mm=thicknesses_mm if len(set(thicknesses_mm)) > 1 else (),
         positions_mm=slices.positions_mm,
+        acquisition_labels=slices.labels,
         series_uid=chosen.uid,
         acquisition=_acquisition(slices.frames[0]),
         headers=headers,
@@ -175,19 +198,13 @@ def _require_one_object(series: Series, enhanced: bool) -> None:
     if len(files) > 1:
         raise DicomError(
             f"series {series.uid}: holds {len(files)} Enhanced CT files, "
-            "each with its own slices; give one of the files."
+            "each with its own slices; give one of the files, or put each into a folder of its own."
         )
 
 
 def _raw(header: Dataset, keyword: str) -> str:
     value = header.get_item(keyword).value if keyword in header else b""
     return str(value.strip(b" \x00") if isinstance(value, bytes) else value)
-
-
-def _one_thickness_mm(frames: Sequence[Frame]) -> float | None:
-    """Thickness of every slice; None where it is unknown or differs, which a note then says."""
-    found = {frame.thickness_mm for frame in frames}
-    return found.pop() if len(found) == 1 else None
 
 
 def _acquisition(frame: Frame) -> Acquisition:
