@@ -103,6 +103,10 @@ Threads = Annotated[
 Series = Annotated[
     str | None, typer.Option(help="Series UID, or its ending, where a folder holds several.")
 ]
+Acquisition = Annotated[
+    str | None,
+    typer.Option(help="Acquisition number or label, where a series holds several at its places."),
+]
 WindowHU = Annotated[
     tuple[float, float] | None,
     typer.Option("--window", metavar="LOW HIGH", help="HU that 8- or 16-bit pictures stand for."),
@@ -131,6 +135,7 @@ def denoise(
     strength: Strength = None,
     device: Device = "auto",
     series: Series = None,
+    acquisition: Acquisition = None,
     window: WindowHU = None,
     image_type: Annotated[ImageType, typer.Option(help="DICOM ImageType, value 2.")] = (
         ImageType.secondary
@@ -156,6 +161,7 @@ def denoise(
         strength=strength,
         device=device,
         series=series,
+        acquisition=acquisition,
         window_hu=window,
         image_type=image_type.value,
         engine=engine,
@@ -201,6 +207,7 @@ def simulate(
         typer.Option(min=0.0, help="Electronic noise, photons per reading; default: calibrated."),
     ] = None,
     series: Series = None,
+    acquisition: Acquisition = None,
     window: WindowHU = None,
     as_json: AsJson = False,
 ) -> None:
@@ -213,6 +220,7 @@ def simulate(
         kernel=kernel,
         electronic_std=electronic,
         series=series,
+        acquisition=acquisition,
         window_hu=window,
     )
     with _progress() as show:
@@ -241,6 +249,7 @@ def depth(
     ] = 1.0,
     kernel: Kernel = "auto",
     series: Series = None,
+    acquisition: Acquisition = None,
     window: WindowHU = None,
     created: Created = None,
     as_json: AsJson = False,
@@ -252,6 +261,7 @@ def depth(
         dose_fraction=dose,
         kernel=kernel,
         series=series,
+        acquisition=acquisition,
         window_hu=window,
         created=_moment(created),
     )
@@ -283,12 +293,19 @@ def export(
     picture: Annotated[Picture, typer.Option("--format", help="jpeg is lossy.")] = Picture.png,
     bits: Annotated[int, typer.Option(help="8, or 16 for png.")] = 8,
     series: Series = None,
+    acquisition: Acquisition = None,
     as_json: AsJson = False,
 ) -> None:
     """Write every slice as a grey picture of a window, rounded to the nearest level."""
     from cddnet.workflows.export import ExportOptions, export_file
 
-    options = ExportOptions(window_hu=window, picture=picture.value, bits=bits, series=series)
+    options = ExportOptions(
+        window_hu=window,
+        picture=picture.value,
+        bits=bits,
+        series=series,
+        acquisition=acquisition,
+    )
     with _progress() as show:
         result = export_file(
             source, output, options, lambda done, total: show("exporting", done, total)
@@ -333,6 +350,7 @@ def explain(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the replacements.")] = 0,
     series: Series = None,
+    acquisition: Acquisition = None,
     window: WindowHU = None,
     as_json: AsJson = False,
 ) -> None:
@@ -349,6 +367,7 @@ def explain(
         device=device,
         seed=seed,
         series=series,
+        acquisition=acquisition,
         window_hu=window,
         effects=EffectSettings() if block is None else EffectSettings(block=block),
     )
@@ -364,11 +383,11 @@ def explain(
 
 
 @app.command()
-def info(source: Input, as_json: AsJson = False) -> None:
+def info(source: Input, acquisition: Acquisition = None, as_json: AsJson = False) -> None:
     """Say what a file or folder holds, and whether it may be denoised."""
     from cddnet.workflows.info import describe
 
-    series = describe(source)
+    series = describe(source, acquisition)
     if as_json:
         _print_json([item._asdict() for item in series])
         return
@@ -597,6 +616,7 @@ def evaluate(
     fidelity_only: Annotated[
         bool, typer.Option("--fidelity-only", help="Leave noise, texture and bias out: faster.")
     ] = False,
+    acquisition: Acquisition = None,
     window: WindowHU = None,
 ) -> None:
     """Measure how near a denoised series is to its reference, per image, patient and overall.
@@ -616,6 +636,7 @@ def evaluate(
     with _progress() as show:
         options = EvaluateOptions(
             window_hu=window,
+            acquisition=acquisition,
             lpips_weights=lpips_weights,
             with_physics=not fidelity_only,
             detect=detect,
@@ -675,6 +696,7 @@ def report(
     fidelity_only: Annotated[
         bool, typer.Option("--fidelity-only", help="Leave noise, texture and bias out: faster.")
     ] = False,
+    acquisition: Acquisition = None,
     window: WindowHU = None,
     as_json: AsJson = False,
 ) -> None:
@@ -689,6 +711,7 @@ def report(
         low_dose=low_dose,
         evaluation=EvaluateOptions(
             window_hu=window,
+            acquisition=acquisition,
             lpips_weights=lpips_weights,
             with_physics=not fidelity_only,
             detect=detect,

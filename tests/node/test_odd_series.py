@@ -1,5 +1,6 @@
 """Odd series in the node and in an archive run: read as the command line reads them."""
 
+import numpy as np
 import pytest
 from pydicom import Dataset, dcmread, uid
 from quick_denoiser import quick_archive
@@ -90,3 +91,42 @@ def test_a_page_that_cannot_be_told_is_refused_in_a_sentence(tmp_path, clock, mo
     report = archived(tmp_path / "archive", monkeypatch, [*map(ct, range(3)), odd])
     (left,) = report.refused
     assert "take it out" in left.reason
+
+
+def phases():
+    """Two phases of three slices at the same places."""
+    datasets = [ct(index) for index in range(6)]
+    for index, dataset in enumerate(datasets):
+        dataset.AcquisitionNumber = str(1 + index // 3)
+        dataset.ImagePositionPatient = ["-20", "-30", f"{index % 3}"]
+        dataset.PixelData = (np.roll(dataset.pixel_array, index, axis=0)).tobytes()
+    return datasets
+
+
+def test_every_phase_is_denoised_and_nobody_is_asked(tmp_path, clock, monkeypatch):
+    row, headers = worked(tmp_path / "node", clock, phases())
+    (output,) = row.outputs
+    assert output.state == "sending"
+    (note,) = [note for note in output.notes if "6 images lie at only 3 positions" in note]
+    assert "--" not in note
+    assert sorted(int(header.AcquisitionNumber) for header in headers) == [1, 1, 1, 2, 2, 2]
+    report = archived(tmp_path / "archive", monkeypatch, phases())
+    assert (report.done, report.slices, report.refused) == (1, 6, ())
+
+
+@pytest.mark.parametrize("kind", ["lost positions", "copies", "two units"])
+def test_what_cannot_be_chosen_here_is_not_asked_for(tmp_path, clock, kind):
+    datasets = [ct(index) for index in range(3)]
+    if kind == "lost positions":
+        for dataset in phases()[:3]:
+            datasets[int(dataset.InstanceNumber) - 1] = dataset
+            dataset.ImagePositionPatient = ["0", "0", "0"]
+    elif kind == "copies":
+        datasets.append(ct(0, SOPInstanceUID=f"{datasets[0].SOPInstanceUID}.9"))
+    else:
+        for dataset in datasets:
+            dataset.RescaleType = "US"
+    row, headers = worked(tmp_path / "node", clock, datasets)
+    (output,) = row.outputs
+    assert (output.state, len(headers)) == ("sending", 3)
+    assert "alone" not in " ".join((*output.notes, output.error))

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,13 +16,16 @@ from cddnet.physics.kernel import Kernel
 from cddnet.training.slices import filled
 from cddnet.volume import CTVolume
 from cddnet.workflows import depth as workflow
+from cddnet.workflows._matching import SourceNoise
 from cddnet.workflows.demo import demo_series
 from cddnet.workflows.depth import DepthOptions, depth_file
 
-MATCHED = SimpleNamespace(
+MATCHED = SourceNoise(
     kernel=Kernel(cutoff_per_mm=0.9),
     scanner=Scanner(photons=2e8, electronic_std=0.0),
     geometry=SliceGeometry(pixel_mm=3.0, thickness_mm=5.0),
+    measured=None,
+    model_frequency_per_mm=None,
     basis="made up",
 )
 AUTO = DepthOptions()

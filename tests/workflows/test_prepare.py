@@ -139,9 +139,6 @@ def test_what_is_unfit_is_listed_and_never_fatal(tree, tmp_path):
     write_series(tree / "scout", "ID-s", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     write_series(tree / "flat", "ID-f", PixelSpacing=["0.7", "0.9"])
     write_series(tree / "nobody", "")
-    write_series(tree / "phases", "ID-p", SOPInstanceUID="1.1", places=[0])
-    (tree / "phases" / "im0.dcm").rename(tree / "phases" / "first.dcm")
-    write_series(tree / "phases", "ID-p", name="full", pixels=tissue, places=[0, 1])
     write_series(tree / "air", "ID-air", pixels=lambda place: np.full((9, 7), -1000, np.int16))
     write_series(tree / "cut", "ID-cut")
     for file in (tree / "cut").iterdir():
@@ -159,7 +156,6 @@ def test_what_is_unfit_is_listed_and_never_fatal(tree, tmp_path):
         ("scout", "localizer"),
         ("flat", "square"),
         ("nobody", "--patients"),
-        ("phases", "positions"),
         ("air", "no tissue"),
         ("cut", "im"),
         ("broken", ""),

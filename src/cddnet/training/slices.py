@@ -17,12 +17,15 @@ from cddnet.volume import CTVolume
 
 # Thin slices are averaged up to this thickness, so that targets are quiet.
 _QUIET_MM = 5.0
+# Neighbours that are nearer are images of several acquisitions.
+_SAME_PLACE_MM = 0.01
 
 
 def full_dose_slices(volume: CTVolume) -> Iterator[FullDoseSlice]:
     """Slices with padding set to air; thin ones averaged over runs of neighbours.
 
-    A run ends where the distance between slices changes.
+    A run ends where the distance between slices changes. Of several acquisitions at the same places
+    none is averaged.
     """
     return (in_memory(item) for item in stored_slices(volume))
 
@@ -55,6 +58,8 @@ def slab_volume(volume: CTVolume) -> CTVolume:
         read_slice=lambda index: _mean(volume, runs[index]),
         read_padding=None,
         thickness_mm=thickness_mm,
+        thicknesses_mm=volume.thicknesses_mm if longest == 1 else (),
+        acquisition_labels=(),
         positions_mm=tuple(float(np.mean([positions_mm[item] for item in run])) for run in runs),
         headers=None,
     )
@@ -65,6 +70,8 @@ def _runs(volume: CTVolume) -> list[tuple[int, ...]]:
     positions_mm = volume.slice_positions_mm()
     spacing_mm = volume.spacing_mm[0]
     together = max(1, int(_QUIET_MM // max(volume.thickness_mm or spacing_mm, spacing_mm)))
+    if np.any(np.diff(positions_mm) < _SAME_PLACE_MM):
+        together = 1
     runs: list[list[int]] = []
     for index in range(volume.shape[0]):
         run = runs[-1] if runs else []

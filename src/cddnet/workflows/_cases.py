@@ -32,6 +32,7 @@ from cddnet.workflows._pairing import (
     tolerance_of,
 )
 from cddnet.workflows._pictures import listed, picture_names
+from cddnet.workflows.acquisitions import labels_of
 
 _RELATIVE_TOLERANCE = 0.01
 _DIRECTION_TOLERANCE = 1e-3
@@ -80,7 +81,11 @@ class Case:
             read_padding=None
             if volume.read_padding is None
             else lambda index: volume.padding(slices[index]),
+            thicknesses_mm=tuple(volume.thickness_of(index) for index in slices)
+            if volume.thicknesses_mm
+            else (),
             positions_mm=self.reference.positions_mm,
+            acquisition_labels=self.reference.acquisition_labels,
         )
 
 
@@ -89,16 +94,19 @@ def find_cases(
     rows: Mapping[str, Path],
     *,
     window_hu: tuple[float, float] | None = None,
+    acquisition: str | None = None,
 ) -> tuple[Case, ...]:
     """Every series of the reference with its twin in each row.
 
     window_hu: (low, high) that the grey levels of pictures stand for.
+    acquisition: to be taken of series that hold several at their places.
     Raises: GeometryError for what does not agree, naming both values; else what reading raises.
     """
-    references = found_series(reference, window_hu)
+    references = found_series(reference, window_hu, acquisition)
     patients = _patient_names(references)
     twins = {
-        name: _twins(references, found_series(path, window_hu), name) for name, path in rows.items()
+        name: _twins(references, found_series(path, window_hu, acquisition), name)
+        for name, path in rows.items()
     }
     numbers: Counter[str] = Counter()
     cases = []
@@ -119,9 +127,22 @@ def find_cases(
     return tuple(cases)
 
 
-def found_series(path: Path, window_hu: tuple[float, float] | None) -> tuple[Found, ...]:
-    """Every CT series of a file, of a DICOM tree, or of a folder of files or folders."""
-    return tuple(_found(path, "", window_hu))
+def found_series(
+    path: Path, window_hu: tuple[float, float] | None, acquisition: str | None = None
+) -> tuple[Found, ...]:
+    """Every CT series of a file, of a DICOM tree, or of a folder of files or folders.
+
+    acquisition: to be taken of series that hold several at their places.
+    """
+    found = _found(path, "", window_hu)
+    if acquisition is None:
+        return tuple(found)
+    return tuple(
+        item._replace(volume=read_volume(path, series=uid, acquisition=acquisition))
+        if item.volume.acquisition_labels and (uid := item.volume.series_uid)
+        else item
+        for item in found
+    )
 
 
 def _found(path: Path, name: str, window_hu: tuple[float, float] | None) -> list[Found]:
@@ -266,7 +287,11 @@ def _slices(reference: CTVolume, test: CTVolume, row: str) -> tuple[int, ...]:
     _require_one_grid(reference, test, row)
     places, test_places = along_mm(reference), along_mm(test)
     tolerance_mm = tolerance_of(reference)
-    pairs = nearest(places, test_places, tolerance_mm)
+    try:
+        labels = labels_of(reference, test)
+    except GeometryError as error:
+        _refuse(row, str(error), "choose one acquisition with --acquisition")
+    pairs = nearest(places, test_places, tolerance_mm, labels)
     for had, lacking, used, place_mm in (
         ("the reference", row, {index for index, _ in pairs}, places),
         (row, "the reference", {index for _, index in pairs}, test_places),

@@ -7,6 +7,7 @@ Above 300 lines: kernel, level and thickness are found from the same regions.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
@@ -79,6 +80,7 @@ class SourceNoise:
     scanner: its full dose is the dose of the series.  measured: None where flat tissue is missing.
     model_frequency_per_mm: mean frequency of inserted noise in the same regions.
     basis: one sentence for people on where this comes from and how sure it is.
+    thicknesses_mm: of each slice (D,) where they differ; else empty, and `geometry` has it.
     """
 
     kernel: Kernel
@@ -87,6 +89,21 @@ class SourceNoise:
     measured: FlatNoise | None
     model_frequency_per_mm: float | None
     basis: str
+    thicknesses_mm: tuple[float, ...] = ()
+
+    def geometry_of(self, index: int) -> SliceGeometry:
+        """Geometry of slice `index`."""
+        if not self.thicknesses_mm:
+            return self.geometry
+        return self.geometry._replace(thickness_mm=self.thicknesses_mm[index])
+
+    @property
+    def thickness_parameters(self) -> dict[str, str]:
+        """What a record says of slices of different thickness; nothing where all have one."""
+        if not self.thicknesses_mm:
+            return {}
+        counts = sorted(Counter(self.thicknesses_mm).items())
+        return {"slice_thickness_mm": ", ".join(f"{mm:g} ({count})" for mm, count in counts)}
 
 
 class FlatSlice(NamedTuple):
@@ -96,6 +113,7 @@ class FlatSlice(NamedTuple):
     hu: NDArray[np.float32]
     corners: NDArray[np.intp]
     side: int
+    geometry: SliceGeometry
 
 
 def match_source(volume: CTVolume, *, kernel: str = "auto") -> SourceNoise:
@@ -117,7 +135,7 @@ def match_source(volume: CTVolume, *, kernel: str = "auto") -> SourceNoise:
         return _unmeasured(volume, geometry, given, "no noise beyond rounding in flat tissue")
     fitted = given or _fit(flat, geometry, power)
     origin = "kernel as asked for" if given else _fitted_origin(volume, fitted, geometry)
-    scanner, expected_hu = _scanner(flat, geometry, fitted, measured.noise_hu)
+    scanner, expected_hu = _scanner(flat, fitted, measured.noise_hu)
     model, _ = _inserted(flat, geometry, scanner, fitted)
     # Small regions miss low frequencies, so inserted noise measures less than predicted.
     seen = (model.noise_hu / expected_hu) ** 2
@@ -130,6 +148,7 @@ def match_source(volume: CTVolume, *, kernel: str = "auto") -> SourceNoise:
         measured=measured,
         model_frequency_per_mm=model.mean_frequency_per_mm,
         basis=f"{origin}; {findings}; {_thickness(volume, geometry)} slices.",
+        thicknesses_mm=_thicknesses_mm(volume, geometry),
     )
 
 
@@ -153,7 +172,7 @@ def quiet_slices(volume: CTVolume, geometry: SliceGeometry) -> list[FlatSlice]:
     for tissue_hu, (side, margin) in product(_TISSUES_HU, _REGIONS):
         corners = [_corners(hu, side, margin, tissue_hu) for _, hu in slices]
         found = [
-            FlatSlice(index, hu, places, side)
+            FlatSlice(index, hu, places, side, _geometry_of(volume, geometry, index))
             for (index, hu), places in zip(slices, corners, strict=True)
         ]
         found = [item for item in found if len(item.corners)]
@@ -172,8 +191,10 @@ def _corners(
 def _quietest(found: list[FlatSlice], geometry: SliceGeometry) -> list[FlatSlice]:
     relative = []
     for item in found:
-        depth = radiological_depth(item.hu, geometry, scanner=TYPICAL_SCANNER)
+        depth = radiological_depth(item.hu, item.geometry, scanner=TYPICAL_SCANNER)
         deviation = detrended_std(flat_regions(item.hu, item.corners, item.side))
+        # The variance of quantum noise goes with 1 / thickness.
+        deviation *= (item.geometry.thickness_mm / geometry.thickness_mm) ** 0.5
         relative.append(deviation / np.exp(_at_centres(depth, item) / 2))
     ranked = np.sort(np.concatenate(relative))
     limit = ranked[min(int(_QUIET_SHARE * len(ranked)), _MOST) - 1]
@@ -238,7 +259,7 @@ def _inserted(
     noise = [
         insert_noise(
             item.hu,
-            geometry,
+            item.geometry,
             rng_for("source matching", item.slice_index, 0),
             dose_fraction=_DOSE,
             scanner=scanner,
@@ -264,9 +285,7 @@ def _fit(flat: list[FlatSlice], geometry: SliceGeometry, power: RadialPower) -> 
     return kernel
 
 
-def _scanner(
-    flat: list[FlatSlice], geometry: SliceGeometry, kernel: Kernel, noise_hu: float
-) -> tuple[Scanner, float]:
+def _scanner(flat: list[FlatSlice], kernel: Kernel, noise_hu: float) -> tuple[Scanner, float]:
     """The calibrated scanner with photons that give the measured noise in the same regions, and
     the noise in HU that it is expected to insert there.
     """
@@ -274,8 +293,8 @@ def _scanner(
     def variance(scanner: Scanner) -> float:
         squares = []
         for item in flat:
-            depth = radiological_depth(item.hu, geometry, scanner=scanner)
-            noise = predicted_noise_hu(depth, geometry, scanner=scanner, kernel=kernel)
+            depth = radiological_depth(item.hu, item.geometry, scanner=scanner)
+            noise = predicted_noise_hu(depth, item.geometry, scanner=scanner, kernel=kernel)
             squares.append(_at_centres(noise, item) ** 2)
         return float(np.concatenate(squares).mean())
 
@@ -325,6 +344,7 @@ def _unmeasured(
             f"{reason}; {origin if named else 'soft kernel assumed'}; level of the calibrated "
             f"scanner for {_thickness(volume, geometry)} slices, uncertain."
         ),
+        thicknesses_mm=_thicknesses_mm(volume, geometry),
     )
 
 
@@ -363,6 +383,20 @@ def _texture_per_mm(kernel: Kernel, geometry: SliceGeometry) -> float:
     )
 
 
+def _geometry_of(volume: CTVolume, geometry: SliceGeometry, index: int) -> SliceGeometry:
+    """The geometry of a slice, which may state another thickness than the others."""
+    own_mm = volume.thicknesses_mm[index] if volume.thicknesses_mm else None
+    return geometry._replace(thickness_mm=own_mm) if own_mm else geometry
+
+
+def _thicknesses_mm(volume: CTVolume, geometry: SliceGeometry) -> tuple[float, ...]:
+    indices = range(len(volume.thicknesses_mm))
+    return tuple(_geometry_of(volume, geometry, index).thickness_mm for index in indices)
+
+
 def _thickness(volume: CTVolume, geometry: SliceGeometry) -> str:
+    stated = [thickness for thickness in volume.thicknesses_mm if thickness]
+    if stated:
+        return f"{min(stated):g} to {max(stated):g} mm"
     text = f"{geometry.thickness_mm:g} mm"
     return text if volume.thickness_mm else f"{text} (assumed)"

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cddnet.errors import CddnetError
+from cddnet.errors import CddnetError, GeometryError
 from cddnet.formats.dicom import DicomHeaders
 from cddnet.volume import CTVolume
 from cddnet.workflows._layouts import Entry, LeftOut
+from cddnet.workflows.acquisitions import Labels, labels_of
 
 # Of the slice spacing: how far apart the two slices of a pair may lie.
 POSITION_TOLERANCE = 0.1
@@ -86,10 +87,18 @@ def along_mm(volume: CTVolume) -> NDArray[np.float64]:
 
 
 def nearest(
-    full_mm: NDArray[np.float64], low_mm: NDArray[np.float64], tolerance_mm: float
+    full_mm: NDArray[np.float64],
+    low_mm: NDArray[np.float64],
+    tolerance_mm: float,
+    labels: Labels | None = None,
 ) -> tuple[tuple[int, int], ...]:
-    """Indices (full, low) of positions that are each other's nearest and within the tolerance."""
+    """Indices (full, low) of positions that are each other's nearest and within the tolerance.
+
+    labels: of both; slices with different ones are no pair.
+    """
     apart = np.abs(full_mm[:, None] - low_mm[None, :])
+    if labels is not None:
+        apart[np.array(labels[0])[:, None] != np.array(labels[1])[None]] = np.inf
     low_of_full, full_of_low = apart.argmin(axis=1), apart.argmin(axis=0)
     return tuple(
         (index, int(other))
@@ -111,7 +120,11 @@ def _matched(full: tuple[Entry, CTVolume], low: tuple[Entry, CTVolume]) -> Twin:
             raise LeftOutError("geometry", f"the {dose} dose does not say where it lies")
     full_mm, low_mm = along_mm(full_volume), along_mm(low_volume)
     tolerance_mm = tolerance_of(full_volume)
-    rows = nearest(full_mm, low_mm, tolerance_mm)
+    try:
+        labels = labels_of(full_volume, low_volume)
+    except GeometryError as error:
+        raise LeftOutError("geometry", str(error)) from error
+    rows = nearest(full_mm, low_mm, tolerance_mm, labels)
     _require_no_shift(full_volume, low_volume, rows)
     left_out = []
     for used, places, entry, other in (

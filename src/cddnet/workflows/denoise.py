@@ -52,17 +52,19 @@ _DENOISED_AHEAD = 2
 class DenoiseOptions:
     """model: a shipped name or a weights file.  strength: 0 (the source) to 1 (the network), None
     for the model card's default.  device: auto, cpu, cuda or mps.  series: of a folder that holds
-    several.  window_hu: of 8- or 16-bit pictures.  image_type: SECONDARY or PRIMARY.  engine: auto
-    or a file of `runtime.engines`.  threads: None for the cores there are, at most 8.  force: also
-    what the fitness check refuses.  forced: kinds that an earlier check refused; None: check now.
-    uncertainty: a new file for the expected error of each pixel, of `denoise_file` alone.
-    created: the moment of creation for the headers, with a time zone; None: they do not say.
+    several.  acquisition: of a series that holds several at its places.  window_hu: of 8- or 16-bit
+    pictures.  image_type: SECONDARY or PRIMARY.  engine: auto or a file of `runtime.engines`.
+    threads: None for the cores there are, at most 8.  force: also what the fitness check refuses.
+    forced: kinds that an earlier check refused; None: check now.  uncertainty: a new file for the
+    expected error of each pixel, of `denoise_file` alone.  created: the moment of creation for the
+    headers, with a time zone; None: they do not say.
     """
 
     model: str | Path = "default"
     strength: float | None = None
     device: str = "auto"
     series: str | None = None
+    acquisition: str | None = None
     window_hu: tuple[float, float] | None = None
     image_type: str = "SECONDARY"
     engine: str = "auto"
@@ -88,7 +90,12 @@ def denoise_file(
     with ThreadPoolExecutor(1) as thread:
         # To compile the network takes about as long as to look through a folder and judge it.
         opening = thread.submit(_plan, options)
-        found = read_volume(source, series=options.series, window_hu=options.window_hu)
+        found = read_volume(
+            source,
+            series=options.series,
+            window_hu=options.window_hu,
+            acquisition=options.acquisition,
+        )
         folder = is_folder(target, from_folder=found.headers is not None or source.is_dir())
         _require_lossless(path, folder)
         fitness = _fitness(found, options)
@@ -172,10 +179,11 @@ class _Plan(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """A slice as read: hu and padding (H, W)."""
+    """A slice as read: hu and padding (H, W), and its place in the series."""
 
     hu: SliceHU
     padding: Mask
+    slice_index: int = 0
 
 
 def _plan(options: DenoiseOptions) -> _Plan:
@@ -262,7 +270,7 @@ def _stream(
 
 
 def _read(volume: CTVolume, index: int) -> _Source:
-    return _Source(volume.read_slice(index), volume.padding(index))
+    return _Source(volume.read_slice(index), volume.padding(index), index)
 
 
 def _restored(sources: list[_Source], plan: _Plan) -> list[SliceHU]:
@@ -278,7 +286,9 @@ def _restored(sources: list[_Source], plan: _Plan) -> list[SliceHU]:
 def _judged(sources: list[_Source], plan: _Plan, estimator: Estimator) -> list[Judged]:
     """As `_restored`, each with its map."""
     paddings = [source.padding for source in sources]
-    found = estimator.judged(_filled(sources), paddings, partial(_by_network, plan=plan))
+    indices = [source.slice_index for source in sources]
+    network = partial(_by_network, plan=plan)
+    found = estimator.judged(_filled(sources), paddings, indices, network)
     return [
         one._replace(hu=_blended(source, one.hu, plan.strength))
         for source, one in zip(sources, found, strict=True)
@@ -287,7 +297,7 @@ def _judged(sources: list[_Source], plan: _Plan, estimator: Estimator) -> list[J
 
 def _filled(sources: list[_Source]) -> NDArray[np.float32]:
     """(B, H, W) HU."""
-    filled = [air_for_padding(*source) for source in sources]
+    filled = [air_for_padding(source.hu, source.padding) for source in sources]
     return np.stack(filled) if len(filled) > 1 else filled[0][None]
 
 

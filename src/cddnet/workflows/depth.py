@@ -45,14 +45,15 @@ Progress = Callable[[str, int, int], None]
 @dataclass(frozen=True, kw_only=True)
 class DepthOptions:
     """dose_fraction: of the source's own dose, above 0 to 1.  kernel: auto (from the series' own
-    noise), soft, sharp or a tag.  series: of a folder that holds several.  window_hu: that
-    pictures stand for.  created: the moment of creation for the headers, with a time zone; None:
-    they do not say.
+    noise), soft, sharp or a tag.  series: of a folder that holds several.  acquisition: of a series
+    that holds several at its places.  window_hu: that pictures stand for.  created: the moment of
+    creation for the headers, with a time zone; None: they do not say.
     """
 
     dose_fraction: float = 1.0
     kernel: str = "auto"
     series: str | None = None
+    acquisition: str | None = None
     window_hu: tuple[float, float] | None = None
     created: datetime | None = None
 
@@ -87,7 +88,12 @@ def depth_file(
         raise CddnetError(
             f"dose is {options.dose_fraction}; give a fraction above 0 and up to 1, such as 0.25."
         )
-    volume = read_volume(source, series=options.series, window_hu=options.window_hu)
+    volume = read_volume(
+        source,
+        series=options.series,
+        window_hu=options.window_hu,
+        acquisition=options.acquisition,
+    )
     with new_folder(target) as folder, TemporaryFile(dir=folder) as file:
         matched = match_source(volume, kernel=options.kernel)
         maps = _Maps(volume, matched, options, file)
@@ -132,12 +138,12 @@ class _Maps(NamedTuple):
             hu = filled(self.volume, index)
             depth = radiological_depth(
                 hu,
-                self.matched.geometry,
+                self.matched.geometry_of(index),
                 dose_fraction=self.options.dose_fraction,
                 scanner=self.matched.scanner,
             )
             self.file.write(depth.astype(np.float32).tobytes())
-            noise = self._noise(depth)
+            noise = self._noise(depth, index)
             lows.append((float(depth.min()), float(noise.min())))
             highs.append((float(depth.max()), float(noise.max())))
             medians.append(float(np.median(noise[body_mask(hu)])))
@@ -152,12 +158,12 @@ class _Maps(NamedTuple):
         return stored.reshape(self.volume.shape[1:])
 
     def noise_hu(self, index: int) -> Map:
-        return self._noise(self.depth(index))
+        return self._noise(self.depth(index), index)
 
-    def _noise(self, depth: Map) -> Map:
+    def _noise(self, depth: Map, index: int) -> Map:
         return predicted_noise_hu(
             depth,
-            self.matched.geometry,
+            self.matched.geometry_of(index),
             dose_fraction=self.options.dose_fraction,
             scanner=self.matched.scanner,
             kernel=self.matched.kernel,
@@ -194,6 +200,7 @@ def _step(maps: _Maps, quantity: str) -> Derivation:
         "geometry": repr(matched.geometry),
         "quantity": quantity,
         "scanner": repr(matched.scanner),
+        **matched.thickness_parameters,
     }
     if quantity == "predicted noise":
         parameters["kernel"] = repr(matched.kernel)

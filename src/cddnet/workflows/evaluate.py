@@ -57,6 +57,7 @@ def _silent(what: str, done: int, total: int) -> None:
 
 class EvaluateOptions(NamedTuple):
     """window_hu: (low, high) that pictures stand for.  lpips_weights: folder of weight files.
+    acquisition: of series that hold several at their places.
 
     with_physics: noise, texture and bias too.  detect: a network, shipped or a file, whose effect
     on the detectability of lesions inserted into the reference is measured.
@@ -64,6 +65,7 @@ class EvaluateOptions(NamedTuple):
     """
 
     window_hu: tuple[float, float] | None = None
+    acquisition: str | None = None
     lpips_weights: Path | None = None
     with_physics: bool = True
     detect: str | Path | None = None
@@ -103,8 +105,14 @@ def evaluate(  # noqa: PLR0913 - what is compared, and the three choices that de
         )
     reference, low_dose = full_and_low_dose(reference, low_dose)
     rows = {} if low_dose is None else {LOW_DOSE: low_dose}
-    cases = find_cases(reference, rows | dict(methods), window_hu=options.window_hu)
+    cases = _cases_of(reference, rows | dict(methods), options)
     return evaluate_cases(cases, chosen, mask=mask, options=options)
+
+
+def _cases_of(
+    reference: Path, rows: Mapping[str, Path], options: EvaluateOptions
+) -> tuple[Case, ...]:
+    return find_cases(reference, rows, window_hu=options.window_hu, acquisition=options.acquisition)
 
 
 def full_and_low_dose(reference: Path, low_dose: Path | None) -> tuple[Path, Path | None]:
@@ -167,7 +175,7 @@ def evaluate_unpaired(
     options = options or EvaluateOptions()
     layout = sides(source)
     source = layout.low_dose if layout else source
-    cases = find_cases(source, methods, window_hu=options.window_hu)
+    cases = _cases_of(source, methods, options)
     rows = {LOW_DOSE: [case.reference for case in cases]}
     rows |= {name: [case.aligned(name) for case in cases] for name in methods}
     physics = paired_findings(rows, None, patients=[case.patient for case in cases])
@@ -187,7 +195,7 @@ def evaluate_phantom(
     truth = folder / "truth.json"
     if not truth.is_file():
         raise FormatError(f"{folder}: holds no truth.json; give a folder of `cddnet phantom`.")
-    cases = find_cases(folder / "series", methods, window_hu=options.window_hu)
+    cases = _cases_of(folder / "series", methods, options)
     case = cases[0]
     rows = {LOW_DOSE: case.reference} | {name: case.aligned(name) for name in methods}
     note = f"'{LOW_DOSE}' is the phantom's own series, whatever its dose."

@@ -57,7 +57,7 @@ class ExplainOptions:
     """slice_number: from 1.  roi: row and column of the centre, from 0, and the side, pixels.
     roi_mm: x and y of the centre in patient coordinates (LPS) and the side, mm; one of the two.
     reference: the series in full dose, None for the network's own output.  model, strength, device,
-    series, window_hu: as in denoising.  seed: of the replacements.
+    series, acquisition, window_hu: as in denoising.  seed: of the replacements.
     """
 
     slice_number: int
@@ -69,6 +69,7 @@ class ExplainOptions:
     device: str = "auto"
     seed: int = 0
     series: str | None = None
+    acquisition: str | None = None
     window_hu: tuple[float, float] | None = None
     effects: EffectSettings = field(default_factory=EffectSettings)
 
@@ -91,7 +92,12 @@ def explain_file(
     Raises: CddnetError for a slice or region outside the series, a series of one slice, or a
     reference that does not fit; else what reading, loading or writing raises.
     """
-    volume = read_volume(source, series=options.series, window_hu=options.window_hu)
+    volume = read_volume(
+        source,
+        series=options.series,
+        window_hu=options.window_hu,
+        acquisition=options.acquisition,
+    )
     index = options.slice_number - 1
     if not 0 <= index < volume.shape[0]:
         raise GeometryError(

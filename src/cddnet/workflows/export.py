@@ -25,13 +25,15 @@ Progress = Callable[[int, int], None]
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
     """window_hu: black and white, and what pictures as a source stand for.  picture: png or jpeg.
-    bits: 8 or 16 (png).  series: of a folder that holds several.
+    bits: 8 or 16 (png).  series: of a folder that holds several.  acquisition: of a series that
+    holds several at its places.
     """
 
     window_hu: tuple[float, float]
     picture: str = "png"
     bits: int = 8
     series: str | None = None
+    acquisition: str | None = None
 
 
 class ExportResult(NamedTuple):
@@ -54,7 +56,12 @@ def export_file(
     Raises: FormatError for a window or bits that cannot be, or a target that exists.
     """
     _require_possible(options)
-    volume = read_volume(source, series=options.series, window_hu=options.window_hu)
+    volume = read_volume(
+        source,
+        series=options.series,
+        window_hu=options.window_hu,
+        acquisition=options.acquisition,
+    )
     count = volume.shape[0]
     suffix, digits = SUFFIXES[options.picture], max(4, len(str(count)))
     step = _step(volume, options)

@@ -20,21 +20,24 @@ class SeriesInfo(NamedTuple):
     refusal: str | None
 
 
-def describe(source: Path) -> tuple[SeriesInfo, ...]:
-    """Every series found; a refusal is an answer here.  Raises FormatError for a missing path."""
+def describe(source: Path, acquisition: str | None = None) -> tuple[SeriesInfo, ...]:
+    """Every series found; a refusal is an answer here.  Raises FormatError for a missing path.
+
+    acquisition: of series that hold several at their places.
+    """
     if not source.exists():
         raise FormatError(f"{source}: there is no such file or folder; check the name.")
     try:
-        return (_fit(read_volume(source)),)
+        return (_fit(read_volume(source, acquisition=acquisition)),)
     except SeriesChoiceError as several:
-        return tuple(_chosen(source, uid, text) for uid, text in several.choices)
+        return tuple(_chosen(source, uid, text, acquisition) for uid, text in several.choices)
     except CddnetError as error:
         return (SeriesInfo("", "no CT series in HU", (), str(error)),)
 
 
-def _chosen(source: Path, uid: str, description: str) -> SeriesInfo:
+def _chosen(source: Path, uid: str, description: str, acquisition: str | None) -> SeriesInfo:
     try:
-        return _fit(read_volume(source, series=uid))
+        return _fit(read_volume(source, series=uid, acquisition=acquisition))
     except CddnetError as error:
         return SeriesInfo(uid, description, (), str(error))
 
@@ -42,7 +45,11 @@ def _chosen(source: Path, uid: str, description: str) -> SeriesInfo:
 def _fit(volume: CTVolume) -> SeriesInfo:
     depth, height, width = volume.shape
     slice_mm, row_mm, column_mm = volume.spacing_mm
-    slices = f"{depth} slices, {slice_mm:.2f} mm apart," if depth > 1 else "1 slice"
+    places = len(set(volume.slice_positions_mm()))
+    slices = f"{depth} slices" if depth > 1 else "1 slice"
+    if places > 1:
+        where = f" at {places} places" if volume.acquisition_labels else ""
+        slices += f"{where}, {slice_mm:.2f} mm apart,"
     thickness = "" if volume.thickness_mm is None else f", {volume.thickness_mm:g} mm thick"
     text = f"{slices} of {height} x {width} pixels of {row_mm:.3f} x {column_mm:.3f} mm{thickness}"
     fitness = examine(volume)

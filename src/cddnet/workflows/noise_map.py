@@ -24,9 +24,8 @@ def noise_reader(volume: CTVolume) -> Callable[[int], NDArray[np.float32]]:
     matched = match_source(volume)
 
     def read(index: int) -> NDArray[np.float32]:
-        depth = radiological_depth(filled(volume, index), matched.geometry, scanner=matched.scanner)
-        return predicted_noise_hu(
-            depth, matched.geometry, scanner=matched.scanner, kernel=matched.kernel
-        )
+        geometry = matched.geometry_of(index)
+        depth = radiological_depth(filled(volume, index), geometry, scanner=matched.scanner)
+        return predicted_noise_hu(depth, geometry, scanner=matched.scanner, kernel=matched.kernel)
 
     return read

@@ -27,7 +27,7 @@ class SimulateOptions:
     """dose_fraction: of the source's own dose, above 0 and at most 1.  seed: the same seed gives
     the same bytes.  kernel: auto, soft, sharp or a ConvolutionKernel text.  electronic_std: in
     photons per reading, None for the calibrated scanner's.  series: of a folder that holds several.
-    window_hu: of 8- or 16-bit pictures.
+    acquisition: of a series that holds several at its places.  window_hu: of 8- or 16-bit pictures.
     """
 
     dose_fraction: float = 0.25
@@ -35,6 +35,7 @@ class SimulateOptions:
     kernel: str = "auto"
     electronic_std: float | None = None
     series: str | None = None
+    acquisition: str | None = None
     window_hu: tuple[float, float] | None = None
 
 
@@ -72,7 +73,12 @@ def simulate_file(
     progress: called with (slices done, slices in all).
     Raises: CddnetError for a fraction outside (0, 1] or electronic noise below 0.
     """
-    volume = read_volume(source, series=options.series, window_hu=options.window_hu)
+    volume = read_volume(
+        source,
+        series=options.series,
+        window_hu=options.window_hu,
+        acquisition=options.acquisition,
+    )
     matched = match_source(volume, kernel=options.kernel)
     if options.electronic_std is not None:
         scanner = replace(matched.scanner, electronic_std=options.electronic_std)
@@ -136,7 +142,7 @@ def simulate_volume(
         hu, padding = volume.read_slice(index), volume.padding(index)
         low_dose = insert_noise(
             air_for_padding(hu, padding),
-            source.geometry,
+            source.geometry_of(index),
             rng_for(volume.series_uid, index, options.seed),
             dose_fraction=options.dose_fraction,
             scanner=source.scanner,
@@ -164,6 +170,7 @@ def _step(source: SourceNoise, options: SimulateOptions) -> Derivation:
             ("scanner", repr(source.scanner)),
             ("seed", str(options.seed)),
             ("slice", repr(source.geometry)),
+            *source.thickness_parameters.items(),
         ),
         version=__version__,
         timeless=True,

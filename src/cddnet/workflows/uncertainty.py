@@ -11,7 +11,7 @@ validation side, see docs/uncertainty.md.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from importlib.resources import files
 from pathlib import Path
@@ -84,26 +84,32 @@ def calibration_of(card: Card) -> Calibration:
 
 
 def gathered(
-    images: Map, pixel_mm: float, matched: SourceNoise, network: Callable[[Map], Map]
+    images: Map,
+    pixel_mm: float,
+    matched: SourceNoise,
+    network: Callable[[Map], Map],
+    indices: Sequence[int] | None = None,
 ) -> list[Evidence]:
     """The evidence of slices.
 
     Parameters: images (B, H, W) HU with padding as air; matched: physics of their series; network:
-    maps such images to restored ones, for any H and W.
+    maps such images to restored ones, for any H and W; indices: of the slices in their series, None
+    for the first ones.
     """
     restored = network(images)
     turned = network(np.ascontiguousarray(images.swapaxes(1, 2))).swapaxes(1, 2)
     return [
-        Evidence(image, hu, other, _noise_hu(image, matched), pixel_mm)
-        for image, hu, other in zip(images, restored, turned, strict=True)
+        Evidence(image, hu, other, _noise_hu(image, index, matched), pixel_mm)
+        for image, hu, other, index in zip(
+            images, restored, turned, indices or range(len(images)), strict=True
+        )
     ]
 
 
-def _noise_hu(low_dose: SliceHU, matched: SourceNoise) -> Map:
-    depth = radiological_depth(low_dose, matched.geometry, scanner=matched.scanner)
-    return predicted_noise_hu(
-        depth, matched.geometry, scanner=matched.scanner, kernel=matched.kernel
-    )
+def _noise_hu(low_dose: SliceHU, index: int, matched: SourceNoise) -> Map:
+    geometry = matched.geometry_of(index)
+    depth = radiological_depth(low_dose, geometry, scanner=matched.scanner)
+    return predicted_noise_hu(depth, geometry, scanner=matched.scanner, kernel=matched.kernel)
 
 
 def features(evidence: Evidence) -> NDArray[np.float64]:
@@ -161,14 +167,18 @@ class Estimator:
         self._mm, self._strength = volume.spacing_mm[2], strength
 
     def judged(
-        self, images: Map, paddings: list[Mask], network: Callable[[Map], Map]
+        self,
+        images: Map,
+        paddings: list[Mask],
+        indices: list[int],
+        network: Callable[[Map], Map],
     ) -> list[Judged]:
         """Slices at strength 1, each with the map for the strength of the series.
 
-        Parameters: images (B, H, W) HU with padding as air; paddings: their masks (H, W); network:
-        maps such images to restored ones, for any H and W.
+        Parameters: images (B, H, W) HU with padding as air; paddings: their masks (H, W); indices:
+        of the slices in their series; network: maps such images to restored ones, for any H and W.
         """
-        found = gathered(images, self._mm, self._matched, network)
+        found = gathered(images, self._mm, self._matched, network, indices)
         return [
             Judged(evidence.restored, self._error_hu(evidence, padding))
             for evidence, padding in zip(found, paddings, strict=True)
@@ -206,6 +216,7 @@ class Estimator:
             "quantity": "expected error",
             "scanner": repr(matched.scanner),
             "strength": repr(float(self._strength)),
+            **matched.thickness_parameters,
         }
         return Derivation(
             label="expected error",

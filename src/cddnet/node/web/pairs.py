@@ -22,6 +22,7 @@ from cddnet.formats._parametric import PREDICTED_ERROR
 from cddnet.formats._parametric_read import read_parametric_map
 from cddnet.formats.arrays import NO_GEOMETRY
 from cddnet.volume import CTVolume, SliceHU
+from cddnet.workflows.acquisitions import labels_of
 
 STORED_RANGE = (-32768, 32767)
 # Stored units in one HU of the maps of noise and expected error.
@@ -193,6 +194,9 @@ def _matched(before: CTVolume, after: CTVolume, name: str = "after") -> list[tup
             )
         return [(index, index) for index in range(before.shape[0])]
     apart = np.abs(_places_mm(before)[:, None] - _places_mm(after)[None]).max(axis=-1)
+    labels = labels_of(before, after)
+    if labels is not None:
+        apart[np.array(labels[0])[:, None] != np.array(labels[1])[None]] = np.inf
     nearest = apart.argmin(axis=1)
     limit = _MATCH_FRACTION * before.spacing_mm[0]
     rows = [(i, int(j)) for i, j in enumerate(nearest) if apart[i, j] <= limit]

@@ -50,7 +50,10 @@ def _one_slice(volume: CTVolume, index: int, headers: DicomHeaders) -> CTVolume:
         shape=(1, *volume.shape[1:]),
         read_slice=lambda _: volume.read_slice(index),
         read_padding=None if volume.read_padding is None else lambda _: volume.padding(index),
+        thickness_mm=volume.thickness_of(index),
+        thicknesses_mm=(),
         positions_mm=(),
+        acquisition_labels=(),
         headers=DicomHeaders(frames=(headers.frames[index],), enhanced=False),
     )
 
