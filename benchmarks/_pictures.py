@@ -21,11 +21,10 @@ _SHOWN_BELOW_DB = 1.0
 
 
 class Curves(NamedTuple):
-    """trainings: row -> its trainings, each (step, dB).  low_dose_db: of the same patients."""
+    """trainings: row -> its trainings, each (crops, dB).  low_dose_db: of the same patients."""
 
     trainings: Mapping[str, Sequence[Sequence[tuple[int, float]]]]
     low_dose_db: float
-    crops_per_step: int
 
 
 def draw_curves(curves: Curves, path: Path) -> None:
@@ -40,11 +39,9 @@ def draw_curves(curves: Curves, path: Path) -> None:
     for number, (name, trainings) in enumerate(curves.trainings.items()):
         colour, dash = f"C{number % 10}", ("-", "--", ":")[number // 10 % 3]
         for index, one in enumerate(trainings):
-            steps, values = np.array(one, float).T
+            crops, values = np.array(one, float).T
             label = None if index else name
-            axes.plot(
-                steps * curves.crops_per_step, values, dash, color=colour, label=label, lw=1.2
-            )
+            axes.plot(crops, values, dash, color=colour, label=label, lw=1.2)
     axes.axhline(curves.low_dose_db, color="black", lw=0.8, ls="-.", label="low dose")
     axes.set_ylim(bottom=max(axes.get_ylim()[0], curves.low_dose_db - _SHOWN_BELOW_DB))
     axes.set_xlabel("crops seen")

@@ -25,11 +25,14 @@ from cddnet.models._cards import read_card
 from cddnet.training.journal import LOG
 from cddnet.workflows.train import RECIPE, WEIGHTS
 
-SEARCHED = (1 / 3, 1.0, 3.0)
+# Times the usual rate: a factor of ten, and one more of the same steps as long as the best of them
+# lies at an edge, at most three each way.
+_RATE_STEP = math.sqrt(10)
+_SEARCHED, _MOST_BEYOND = (-1, 0, 1), 3
 _SEARCH_SHARE = 10
 _VALIDATIONS, _CHECKPOINTS = 20, 50
 _SECONDS_TO_END = 30
-_PRINTED = "train.txt"
+_PRINTED, _SEARCH = "train.txt", "rate-"
 
 
 class OutOfTimeError(Exception):
@@ -40,6 +43,7 @@ class Row(NamedTuple):
     """A method: trained by a recipe, or weights as they are, a name of the store or a file.
 
     name: of its folder.  about: what it is, in words.  against: the row it is held against.
+    budget: its own, in place of the one common to all.
     """
 
     name: str
@@ -48,27 +52,37 @@ class Row(NamedTuple):
     overrides: tuple[str, ...] = ()
     about: str = ""
     against: str | None = None
+    budget: Budget | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What every row is trained with.  crops: in all.  crop: pixels per side."""
+    """What a row is trained with.  crops: in all.  crop: pixels per side.  searched_crops: of each
+    run of the rate search, a tenth of all if not said.
+    """
 
     crops: int
     crop: int = 64
     slices_per_step: int = 2
     crops_per_slice: int = 8
+    searched_crops: int | None = None
 
     @property
     def steps(self) -> int:
         """Cut to whole intervals between validations."""
-        total = max(1, self.crops // (self.slices_per_step * self.crops_per_slice))
+        total = max(1, self.crops // self.crops_per_step)
         return total // self.interval_of(total) * self.interval_of(total)
 
     @property
     def searched_steps(self) -> int:
         """Of each run of the rate search."""
+        if self.searched_crops is not None:
+            return max(1, self.searched_crops // self.crops_per_step)
         return max(1, self.steps // _SEARCH_SHARE)
+
+    @property
+    def crops_per_step(self) -> int:
+        return self.slices_per_step * self.crops_per_slice
 
     @staticmethod
     def interval_of(steps: int) -> int:
@@ -118,28 +132,46 @@ class Trainer:
         """
         if row.recipe is None:
             return
-        rate = self.searched_rate(row)
+        rate, budget = self.searched_rate(row), row.budget or self.budget
         for seed in seeds:
-            overrides = (*self.budget.overrides(seed=seed), _rate_override(rate))
+            overrides = (*budget.overrides(seed=seed), _rate_override(rate))
             if not self._trained(row, self.folder(row, seed), overrides):
                 raise CddnetError(f"{self.folder(row, seed)}: its gradients stayed not finite.")
 
     def searched_rate(self, row: Row) -> float:
-        """The best of the recipe's rate times SEARCHED by PSNR of the validation patients."""
-        rates = self.rates(row)
-        scores = {}
-        for rate in rates:
-            folder = searched(self.runs / row.name, rate)
-            overrides = (*self.budget.search_overrides(), _rate_override(rate))
-            scores[rate] = validated(folder) if self._trained(row, folder, overrides) else -math.inf
-        if max(scores.values()) == -math.inf:
-            raise CddnetError(f"{row.name}: gradients were not finite at any rate of the search.")
-        return max(scores, key=lambda rate: scores[rate])
+        """The best rate by PSNR of the validation patients, of steps around the recipe's own."""
+        scores = {power: self._searched(row, power) for power in _SEARCHED}
+        while True:
+            best = max(scores, key=lambda power: scores[power])
+            if scores[best] == -math.inf:
+                text = f"{row.name}: gradients were not finite at any rate of the search."
+                raise CddnetError(text)
+            wider = {min(scores): best - 1, max(scores): best + 1}.get(best)
+            if wider is None or abs(wider) > 1 + _MOST_BEYOND:
+                return self.rate(row, best)
+            scores[wider] = self._searched(row, wider)
 
-    def rates(self, row: Row) -> tuple[float, ...]:
+    def _searched(self, row: Row, power: int) -> float:
+        """Validation in dB of the run of the search at a rate, -inf if it diverged."""
+        rate = self.rate(row, power)
+        folder = searched(self.runs / row.name, rate)
+        budget = row.budget or self.budget
+        overrides = (*budget.search_overrides(), _rate_override(rate))
+        is_finite = self._trained(row, folder, overrides)
+        return validated(folder) if is_finite else -math.inf
+
+    def rate(self, row: Row, power: int) -> float:
+        """So many steps of the search above the recipe's own rate."""
         usual = load_config(_recipe(row), TrainConfig, row.overrides).learning_rate
         # Rounded as the folder names it.
-        return tuple(float(f"{usual * factor:.3e}") for factor in SEARCHED)
+        return float(f"{usual * _RATE_STEP**power:.3e}")
+
+    def rates(self, row: Row) -> tuple[float, ...]:
+        """Of the runs of the search, finished or diverged."""
+        folders = (self.runs / row.name).glob(f"{_SEARCH}*")
+        return tuple(
+            sorted(float(one.name.removeprefix(_SEARCH)) for one in folders if one.is_dir())
+        )
 
     def _trained(self, row: Row, folder: Path, overrides: tuple[str, ...]) -> bool:
         """Train to the end what is not.  Returns: whether gradients stayed finite."""
@@ -166,7 +198,7 @@ class Trainer:
 
 def searched(folder: Path, rate: float) -> Path:
     """The run of the search of a row's folder at a rate."""
-    return folder / f"rate-{rate:.3e}"
+    return folder / f"{_SEARCH}{rate:.3e}"
 
 
 def is_finished(folder: Path) -> bool:

@@ -25,12 +25,13 @@ from cddnet.errors import CddnetError
 from cddnet.formats import read_all_series
 from cddnet.metrics.noise import inserted_noise
 from cddnet.runtime import store
-from cddnet.training.pairs import FullDoseSlice, calibrated_low_dose
+from cddnet.training.pairs import FullDoseSlice, calibrated_low_dose, own_low_dose
 from cddnet.training.splits import load_slices
 from cddnet.volume import CTVolume
 from cddnet.workflows._cases import Case
 from cddnet.workflows._complexity import SIDE, count_flops, used_parameters
 from cddnet.workflows._evaluation import Protocol
+from cddnet.workflows._matching import own_noise
 from cddnet.workflows.denoise import choose_device, denoise_slice
 from cddnet.workflows.evaluate import LOW_DOSE, EvaluateOptions, evaluate_cases
 
@@ -64,23 +65,37 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Test:
-    """slices: patient -> full dose.  low_doses: as slices.  decided: what decides any score."""
+    """slices: patient -> full dose.  low_doses: as slices.  dose_of: whose quarter they are at,
+    "calibrated" or the series' "own".  decided: what decides any score.
+    """
 
     slices: Mapping[str, Sequence[FullDoseSlice]]
     low_doses: Mapping[str, Sequence[NDArray[np.float32]]]
     lpips_weights: Path | None
+    dose_of: str
     decided: dict[str, object]
 
     @classmethod
-    def read(cls, split: Path, data: Path, *, per_patient: int, lpips_weights: Path | None) -> Test:
+    def read(
+        cls,
+        split: Path,
+        data: Path,
+        *,
+        per_patient: int,
+        lpips_weights: Path | None,
+        dose_of: str = "calibrated",
+    ) -> Test:
         """per_patient: slices, evenly chosen."""
         side = load_config(split, PatientSplit).test
+        is_own = dose_of == "own"
+        simulate = own_low_dose if is_own else calibrated_low_dose
+        found = load_slices(side, data, read_all_series, own=own_noise if is_own else None)
         slices = {
             patient: group[:: math.ceil(len(group) / per_patient)]
-            for patient, group in load_slices(side, data, read_all_series).items()
+            for patient, group in found.items()
         }
         low_doses = {
-            patient: [calibrated_low_dose(item, DOSE_FRACTION) for item in group]
+            patient: [simulate(item, DOSE_FRACTION) for item in group]
             for patient, group in slices.items()
         }
         chosen = [[i.series_uid, i.slice_index] for group in slices.values() for i in group]
@@ -89,13 +104,20 @@ class Test:
             slices=slices,
             low_doses=low_doses,
             lpips_weights=lpips_weights,
+            dose_of=dose_of,
             decided={
                 "slices": chosen,
                 "dose": DOSE_FRACTION,
+                **({"dose_of": "own"} if is_own else {}),
                 "strength": _STRENGTH,
                 "lpips": lpips,
             },
         )
+
+    @property
+    def kept(self) -> str:
+        """Name of the file beside a run that keeps its scores."""
+        return "scores.json" if self.dose_of == "calibrated" else f"scores_{self.dose_of}.json"
 
     @property
     def count(self) -> str:

@@ -20,8 +20,10 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
+import _plan
 from _comparison import is_converged, rise_db
 from _pictures import Curves, draw_curves, draw_panel
+from _plan import Plan
 from _runs import (
     Budget,
     OutOfTimeError,
@@ -80,16 +82,18 @@ class Result:
 
 
 class Session(NamedTuple):
-    """The options of one command, read."""
+    """The options of one command, read.  split: whose test patients are measured."""
 
     trainer: Trainer
     rows: list[Row]
+    split: Path
     chosen: argparse.Namespace
 
 
 def arguments(parser: argparse.ArgumentParser, *, seeds: int, crops: int) -> None:
     parser.add_argument("--data", type=Path, required=True, help="the open CT of the split")
     parser.add_argument("--runs", type=Path, required=True, help="folder of all trainings")
+    parser.add_argument("--plan", type=Path, help="split, budget and order of the rows (YAML)")
     parser.add_argument("--crops", type=int, default=crops, help="that each row is trained with")
     parser.add_argument("--crop", type=int, default=64, help="pixels per side")
     parser.add_argument("--seeds", type=int, default=seeds, help="trainings of each row")
@@ -105,6 +109,9 @@ def arguments(parser: argparse.ArgumentParser, *, seeds: int, crops: int) -> Non
     )
     parser.add_argument("--validation-patients", type=int, default=4, help="first of the split")
     parser.add_argument("--validation-slices", type=int, default=1, help="of each of them")
+    parser.add_argument(
+        "--dose", choices=("calibrated", "own"), default="calibrated", help="a quarter of which"
+    )
     parser.add_argument("--slices", type=int, default=4, help="per test patient, evenly chosen")
     parser.add_argument("--lpips-weights", type=Path, help="folder of weight files")
     parser.add_argument("--markdown", type=Path, help="write the tables there")
@@ -115,6 +122,10 @@ def arguments(parser: argparse.ArgumentParser, *, seeds: int, crops: int) -> Non
 
 def begin(rows: list[Row], chosen: argparse.Namespace) -> Session:
     """Raises CddnetError for rows that there are not."""
+    split, plan = SPLIT, None
+    if chosen.plan:
+        plan = _plan.read(chosen.plan)
+        split, rows = chosen.plan.parent / plan.split, planned(rows, plan)
     if chosen.only:
         unknown = set(chosen.only) - {row.name for row in rows}
         if unknown:
@@ -122,15 +133,16 @@ def begin(rows: list[Row], chosen: argparse.Namespace) -> Session:
                 f"no rows {', '.join(sorted(unknown))}; there are {', '.join(r.name for r in rows)}"
             )
         rows = [row for row in rows if row.name in chosen.only]
-    split = _smaller_split(chosen.runs, chosen.validation_patients)
+    smaller = _smaller_split(split, chosen.runs, chosen.validation_patients)
     extra = (
         f"threads={chosen.threads}",
         f"workers={chosen.workers}",
-        f"split={split}",
+        f"split={smaller}",
         f"validation_slices={chosen.validation_slices}",
-        # Rows see the same noise: the first to need it makes it.
-        f"noise_folder={(chosen.runs.parent / 'noise').resolve()}",
     )
+    if plan is None:
+        # Rows see the same noise: the first to need it makes it. A long training fills the disk.
+        extra += (f"noise_folder={(chosen.runs.parent / 'noise').resolve()}",)
     if chosen.precision:
         extra += (f"precision={chosen.precision}",)
     trainer = Trainer(
@@ -140,7 +152,32 @@ def begin(rows: list[Row], chosen: argparse.Namespace) -> Session:
         extra=extra,
         deadline=time.monotonic() + 60 * chosen.minutes,
     )
-    return Session(trainer, rows, chosen)
+    return Session(trainer, rows, split, chosen)
+
+
+def planned(rows: Sequence[Row], plan: Plan) -> list[Row]:
+    """Rows with the budget of the plan, in its order; those that are not trained come first.
+
+    Raises: CddnetError where one has the other does not.
+    """
+    trained = {row.name: row for row in rows if row.recipe is not None}
+    unknown = sorted(plan.rows.keys() ^ trained.keys())
+    if unknown:
+        raise CddnetError(f"rows and plan differ in {', '.join(unknown)}; give both the same rows.")
+    own = [
+        trained[name]._replace(
+            overrides=(*trained[name].overrides, *plan.overrides(name)),
+            budget=Budget(
+                crops=row.crops,
+                crop=row.crop,
+                slices_per_step=row.slices_per_step,
+                crops_per_slice=row.crops_per_slice,
+                searched_crops=row.searched_crops,
+            ),
+        )
+        for name, row in plan.rows.items()
+    ]
+    return [*(row for row in rows if row.recipe is None), *own]
 
 
 def train(session: Session) -> bool:
@@ -193,7 +230,7 @@ def measure(session: Session, test: Test) -> list[Result]:
                 label=label_of(row, card.training) if trained else row.name,
                 weights=found,
                 measured=tuple(
-                    test.measure(weights, folder / "scores.json")
+                    test.measure(weights, folder / test.kept)
                     for weights, folder in zip(found, kept, strict=True)
                 ),
                 curves=tuple(curve(folder) for folder in folders),
@@ -222,6 +259,18 @@ def rate_text(item: Result) -> str:
     return f"{item.rate:.1e}{' (edge of the search)' if at_edge else ''}"
 
 
+def read_test(session: Session) -> Test:
+    """What every row is measured on."""
+    chosen = session.chosen
+    return Test.read(
+        session.split,
+        chosen.data,
+        per_patient=chosen.slices,
+        lpips_weights=chosen.lpips_weights,
+        dose_of=chosen.dose,
+    )
+
+
 def protocol_text(test: Test) -> str:
     """Under which every figure stands."""
     low, high = WINDOW_HU
@@ -233,8 +282,9 @@ def protocol_text(test: Test) -> str:
             f"R = {np.mean(ratios):.1f} ({len(ratios)} patients), so that an output without any "
             f"noise gains {allowed:.2f} dB"
         )
+    whose = "each series' own" if test.dose_of == "own" else "the calibrated"
     return (
-        f"Simulated {DOSE_FRACTION:.0%} of the calibrated dose; window [{low:.0f}, {high:.0f}] HU, "
+        f"Simulated {DOSE_FRACTION:.0%} of {whose} dose; window [{low:.0f}, {high:.0f}] HU, "
         f"range {high - low:.0f} HU, body mask; n = {test.count}. The full dose is noisy itself: "
         f"inserted over its own variance {said}. Networks at strength 100 %, after their last step"
     )
@@ -261,13 +311,12 @@ def cost_text() -> str:
 
 
 def draw(results: Sequence[Result], test: Test, session: Session) -> None:
-    chosen, budget = session.chosen, session.trainer.budget
+    chosen = session.chosen
     trained = [result for result in results if result.curves]
     if chosen.curves and trained:
         curves = Curves(
-            {result.label: result.curves for result in trained},
+            {result.label: _over_crops(result, session) for result in trained},
             low_dose_db(Path(trained[0].weights[0]).parent),
-            budget.slices_per_step * budget.crops_per_slice,
         )
         draw_curves(curves, chosen.curves)
     if chosen.panel:
@@ -275,6 +324,12 @@ def draw(results: Sequence[Result], test: Test, session: Session) -> None:
         images = {"full dose": full_dose.hu, "low dose": low_dose}
         images |= {result.label: denoised(result.weights[0], low_dose) for result in results}
         draw_panel(images, chosen.panel)
+
+
+def _over_crops(result: Result, session: Session) -> list[list[tuple[int, float]]]:
+    """The curves of a row over the crops seen, which differ by row in size and number."""
+    crops = (result.row.budget or session.trainer.budget).crops_per_step
+    return [[(step * crops, value) for step, value in one] for one in result.curves]
 
 
 def write_json(path: Path, results: Sequence[Result], about: Mapping[str, object]) -> None:
@@ -312,10 +367,12 @@ def _from_tenth_db(folders: Sequence[Path]) -> float:
     return float(np.mean([validated(folder) for folder in folders])) - validated(tenth)
 
 
-def _smaller_split(runs: Path, patients: int) -> Path:
+def _smaller_split(whole: Path, runs: Path, patients: int) -> Path:
     """The split with its first validation patients alone: validation costs whole slices."""
-    split = load_config(SPLIT, PatientSplit).model_dump(mode="json")
+    split = load_config(whole, PatientSplit).model_dump(mode="json")
     split["validation"] = dict(list(split["validation"].items())[:patients])
+    known = split["train"] | split["validation"] | split["test"]
+    split["cut"] = [patient for patient in split["cut"] if patient in known]
     path = (runs / f"split-{patients}.yaml").resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(split, sort_keys=False), encoding="utf-8")

@@ -28,7 +28,7 @@ from _comparison import (
 )
 from _runs import Row
 from _scores import DOSE_FRACTION, WINDOW_HU, Cost, Test
-from _session import ROOT, SPLIT, Result
+from _session import ROOT, Result
 from cddnet.errors import CddnetError
 
 _DECIMALS = {"PSNR": 2, "SSIM": 4, "RMSE": 2}
@@ -130,9 +130,7 @@ def main() -> None:
     is_done = _session.train(session)
     if chosen.train_only or not (is_done or math.isinf(chosen.minutes)):
         return
-    test = Test.read(
-        SPLIT, chosen.data, per_patient=chosen.slices, lpips_weights=chosen.lpips_weights
-    )
+    test = _session.read_test(session)
     results = _session.measure(session, test)
     if not results:
         print("nothing is trained to the end")

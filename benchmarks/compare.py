@@ -1,11 +1,14 @@
 """The comparison: every method trained with the same crops and measured on the same test slices.
 
-    python benchmarks/compare.py --data FOLDER --runs DIR [--crops 16000] [--only ROW ...]
-        [--minutes 60] [--markdown FILE] [--json FILE] [--curves PNG] [--panel PNG]
+    python benchmarks/compare.py --data FOLDER --runs DIR [--plan benchmarks/comparison.yaml]
+        [--dose own] [--crops 16000] [--only ROW ...] [--minutes 60] [--markdown FILE]
+        [--json FILE] [--curves PNG] [--panel PNG]
 
-FOLDER holds the open CT collection named in configs/split_open_ct.yaml. The same command goes on
-with what was stopped or killed. Each recipe keeps its optimiser's settings; its rate is the best of
-its own times 1/3, 1 and 3 by validation after a tenth of the crops.
+FOLDER holds what the plan's split names, or without a plan configs/split_open_ct.yaml. The same
+command goes on with what was stopped or killed. Rates are searched by validation: the recipe's own
+and those that span a factor of ten around it, and further as long as the best lies at an edge. A
+plan decides the budget of each row and the optimiser of all; without one a row has so many crops,
+the optimiser of its recipe, and a tenth of the crops for each rate.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import _session
 from _comparison import CONVERGENCE_RULE, over_patients, shown, table
 from _runs import Row
 from _scores import DOSE_FRACTION, METRICS, WINDOW_HU, Cost, Scores, Test
-from _session import ROOT, SPLIT, Result
+from _session import ROOT, Result
 from cddnet.errors import CddnetError
 from cddnet.runtime import store
 
@@ -164,9 +167,7 @@ def main() -> None:
     is_done = _session.train(session)
     if chosen.train_only or not (is_done or math.isinf(chosen.minutes)):
         return
-    test = Test.read(
-        SPLIT, chosen.data, per_patient=chosen.slices, lpips_weights=chosen.lpips_weights
-    )
+    test = _session.read_test(session)
     results = _session.measure(session, test)
     if not results:
         print("nothing is trained to the end")

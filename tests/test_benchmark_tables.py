@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cddnet.config import ConfigError, TrainConfig, load_config
+from cddnet.config import ConfigError, PatientSplit, TrainConfig, load_config
 from cddnet.errors import CddnetError
 from cddnet.metrics.statistics import bootstrap_interval
 
@@ -17,6 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.append(str(REPOSITORY / "benchmarks"))
 
 import _comparison as comparison  # noqa: E402
+import _plan as plan  # noqa: E402
 import _runs as runs  # noqa: E402
 import _session as session  # noqa: E402
 import ablate  # noqa: E402
@@ -141,24 +142,49 @@ def finished(folder, recipe, overrides, denoised_db):
     (folder / "weights.json").write_text(json.dumps(card))
 
 
-def test_the_rate_of_the_best_validation_is_taken_without_training_again(recipe, tmp_path):
+def searched(runs_folder, recipe, budget, scores):
+    """A trainer without time, and the row whose rates had these scores; None diverged."""
     row = runs.Row("net", recipe=recipe)
+    trainer = runs.Trainer(runs=runs_folder, data=runs_folder, budget=budget, deadline=0.0)
+    for power, score in scores.items():
+        rate = trainer.rate(row, power)
+        overrides = (*budget.search_overrides(), f"learning_rate={rate:.3e}")
+        finished(runs_folder / "net" / f"rate-{rate:.3e}", recipe, overrides, score)
+    return trainer, row
+
+
+def test_the_rate_of_the_best_validation_is_taken_without_training_again(recipe, tmp_path):
+    """Of three that span a factor of ten; NaN is no score."""
     budget = runs.Budget(crops=3200)
-    trainer = runs.Trainer(runs=tmp_path / "runs", data=tmp_path, budget=budget, deadline=0.0)
-    rates = trainer.rates(row)
-    assert rates == pytest.approx((1e-5, 3e-5, 9e-5))
+    trainer, row = searched(tmp_path, recipe, budget, {-1: 30.0, 0: 31.0, 1: math.nan})
+    assert trainer.rates(row) == pytest.approx([3e-5 / 10**0.5, 3e-5, 3e-5 * 10**0.5], rel=1e-3)
+    assert trainer.searched_rate(row) == trainer.rates(row)[1] == 3e-5
+    trainer, row = searched(
+        tmp_path / "none", recipe, budget, {-1: math.nan, 0: math.nan, 1: math.nan}
+    )
+    with pytest.raises(CddnetError, match="not finite at any rate"):
+        trainer.searched_rate(row)
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_the_search_goes_on_where_its_best_lies_at_an_edge(side, recipe, tmp_path):
+    budget = runs.Budget(crops=3200)
+    scores = {-side: 30.0, 0: 31.0, side: 32.0}
+    trainer, row = searched(tmp_path / "a", recipe, budget, scores)
     with pytest.raises(runs.OutOfTimeError):
         trainer.searched_rate(row)
-    for rate, score in zip(rates, (30.0, 31.0, math.nan), strict=True):
-        overrides = (*budget.search_overrides(), f"learning_rate={rate:.3e}")
-        finished(tmp_path / "runs" / "net" / f"rate-{rate:.3e}", recipe, overrides, score)
-    assert trainer.searched_rate(row) == rates[1]
+    trainer, row = searched(tmp_path / "b", recipe, budget, scores | {2 * side: 31.5})
+    assert trainer.searched_rate(row) == trainer.rate(row, side)
+    # Not for ever.
+    scores |= {power * side: 31.0 + power for power in (2, 3, 4)}
+    trainer, row = searched(tmp_path / "c", recipe, budget, scores)
+    assert trainer.searched_rate(row) == trainer.rate(row, 4 * side)
 
 
 def test_a_finished_run_of_another_budget_is_refused(recipe, tmp_path):
     row, small, large = runs.Row("net", recipe=recipe), runs.Budget(crops=320), runs.Budget(crops=9)
     trainer = runs.Trainer(runs=tmp_path / "runs", data=tmp_path, budget=large)
-    rate = trainer.rates(row)[0]
+    rate = trainer.rate(row, -1)
     overrides = (*small.search_overrides(), f"learning_rate={rate:.3e}")
     finished(tmp_path / "runs" / "net" / f"rate-{rate:.3e}", recipe, overrides, 30.0)
     with pytest.raises(ConfigError, match="another recipe or budget: steps 2 "):
@@ -190,6 +216,53 @@ def test_every_row_of_the_comparison_can_be_trained_with_the_budget():
     configs = {row.name: load_config(row.recipe, TrainConfig, overrides) for row in trained}
     assert {(config.steps, config.crop) for config in configs.values()} == {(1000, 64)}
     assert configs["wgan_vgg"].betas == (0.5, 0.9) != configs["cddnet"].betas
+
+
+def test_the_plan_names_every_row_that_is_trained_and_decides_its_budget():
+    found = plan.read(REPOSITORY / "benchmarks" / "comparison.yaml")
+    rows = session.planned(compare.default_rows(), found)
+    assert [row.name for row in rows if row.recipe is not None] == list(found.rows)
+    load_config(REPOSITORY / "benchmarks" / found.split, PatientSplit)
+    whole = {}
+    for row in rows:
+        if row.recipe is None:
+            continue
+        overrides = (*row.overrides, *row.budget.overrides())
+        config = whole[row.name] = load_config(row.recipe, TrainConfig, overrides)
+        wanted = found.rows[row.name]
+        crops = config.steps * config.slices_per_step * config.crops_per_slice
+        assert 0.9 * wanted.crops < crops <= wanted.crops
+        search = load_config(
+            row.recipe, TrainConfig, (*row.overrides, *row.budget.search_overrides())
+        )
+        assert search.steps == wanted.searched_crops // row.budget.crops_per_step
+        assert config.crop == wanted.crop
+    shared = ("noise", "schedule", "weight_decay", "clip", "ema", "validation_dose", "cut_bodies")
+    assert len({repr([getattr(one, key) for key in shared]) for one in whole.values()}) == 1
+    assert whole["red_cnn"].noise.own_share == 1
+    # Losses stay the recipe's own.
+    assert whole["red_cnn"].loss.error == "mse"
+    assert whole["wgan_vgg"].method_options == {
+        **load_config(REPOSITORY / "configs" / "train_wgan_vgg.yaml", TrainConfig).method_options,
+        "warm_up": 0.1,
+    }
+    with pytest.raises(CddnetError, match="differ in cncl"):
+        session.planned([row for row in rows if row.name != "cncl"], found)
+
+
+def test_the_table_of_the_plan_counts_training_and_search():
+    row = plan.PlannedRow(
+        crops=7000,
+        searched_crops=1000,
+        crop=64,
+        slices_per_step=2,
+        crops_per_slice=8,
+        core_seconds=0.36,
+    )
+    assert row.core_hours == pytest.approx(1.0)
+    assert plan.table(plan.Plan(split="s", rows={"net": row})) == [
+        ["net", "7,000", "64", "0.36", "1.0"]
+    ]
 
 
 def test_a_row_is_named_for_what_ran():

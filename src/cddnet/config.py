@@ -145,6 +145,9 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     validate_every: int = Field(1000, gt=0, description="steps between validations")
     validation_slices: int = Field(4, gt=0, description="of each patient, at most, evenly chosen")
     checkpoint_every: int = Field(500, gt=0, description="steps between checkpoints")
+    checkpoint_minutes: float = Field(
+        10.0, gt=0, description="the longest time without one, however slow the steps are"
+    )
     log_every: int = Field(100, gt=0, description="steps between lines of the log")
     seed: int = Field(0, ge=0)
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one")
@@ -183,6 +186,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
 
 _SPEED_AND_RECORD = {
     "checkpoint_every",
+    "checkpoint_minutes",
     "log_every",
     "device",
     "threads",

@@ -82,6 +82,17 @@ def test_an_interrupted_run_ends_with_the_same_bits(method, values, tmp_path):
     assert not equal(last(tmp_path / "other").tensors, last(broken).tensors)
 
 
+def test_a_checkpoint_is_written_in_time_however_slow_the_steps_are(tmp_path):
+    chosen = config(checkpoint_every=1000, checkpoint_minutes=1e-9)
+    with pytest.raises(Stop):
+        engine.train(stopping_at(5, job(tmp_path / "run", chosen)))
+    assert engine.train(job(tmp_path / "run", chosen)).resumed_from == 5
+    rare = config(checkpoint_every=1000)
+    with pytest.raises(Stop):
+        engine.train(stopping_at(5, job(tmp_path / "other", rare)))
+    assert engine.train(job(tmp_path / "other", rare)).resumed_from == 0
+
+
 def near(first, second):
     """Within 1e-6: at each step of the log, and in the last checkpoint."""
     for ours, theirs in zip(curve(first), curve(second), strict=True):

@@ -115,6 +115,7 @@ def train(job: Job) -> Trained:
     steps = range(state.step + 1, config.steps + 1)
     pinned = processes.device.type == "cuda"
     journal, interval = _journal(job, state.step), _Interval()
+    saved = time.monotonic()
     with closing(batches(dataset, steps, workers=config.workers, pinned=pinned)) as loaded:
         for step in steps:
             pair = interval.waited_for(loaded, counted=step > steps.start)
@@ -129,8 +130,10 @@ def train(job: Job) -> Trained:
                 interval = _Interval()
             if step % config.validate_every == 0 or step == config.steps:
                 _validate(job, averaged, state, journal)
-            if step % config.checkpoint_every == 0 or step == config.steps:
+            late = time.monotonic() - saved > 60 * config.checkpoint_minutes
+            if late or step % config.checkpoint_every == 0 or step == config.steps:
                 _save(job, averaged, state)
+                saved = time.monotonic()
             job.progress("training", step, config.steps)
     return Trained(averaged, state, steps.start - 1)
 
