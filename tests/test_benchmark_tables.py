@@ -12,6 +12,9 @@ import pytest
 from cddnet.config import ConfigError, PatientSplit, TrainConfig, load_config
 from cddnet.errors import CddnetError
 from cddnet.metrics.statistics import bootstrap_interval
+from cddnet.physics.beam import Scanner, SliceGeometry
+from cddnet.physics.kernel import SOFT_KERNEL
+from cddnet.training.pairs import FullDoseSlice, OwnNoise, calibrated_low_dose, own_low_dose
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.append(str(REPOSITORY / "benchmarks"))
@@ -19,6 +22,7 @@ sys.path.append(str(REPOSITORY / "benchmarks"))
 import _comparison as comparison  # noqa: E402
 import _plan as plan  # noqa: E402
 import _runs as runs  # noqa: E402
+import _scores as measuring  # noqa: E402
 import _session as session  # noqa: E402
 import ablate  # noqa: E402
 import compare  # noqa: E402
@@ -250,6 +254,15 @@ def test_the_plan_names_every_row_that_is_trained_and_decides_its_budget():
         session.planned([row for row in rows if row.name != "cncl"], found)
 
 
+def test_the_documentation_shows_the_plan():
+    found = plan.read(REPOSITORY / "benchmarks" / "comparison.yaml")
+    text = (REPOSITORY / "docs" / "comparison.md").read_text(encoding="utf-8")
+    for cells in plan.table(found):
+        assert f"| {' | '.join(cells)} |" in text
+    hours = sum(row.core_hours for row in found.rows.values())
+    assert f"{hours:.0f} core hours in all" in text
+
+
 def test_the_table_of_the_plan_counts_training_and_search():
     row = plan.PlannedRow(
         crops=7000,
@@ -300,9 +313,49 @@ def result(name, *gains_db, curve=(), against=None):
 
 class Patients:
     count = "4 patients, 8 slices"
+    dose_of = "calibrated"
 
     def ratios(self):
         return {"A": 10.0, "B": 10.0}
+
+
+def test_the_protocol_says_whose_quarter_dose_was_measured():
+    class AtTheirOwn(Patients):
+        dose_of = "own"
+
+    assert "25% of the calibrated dose" in session.protocol_text(Patients())
+    assert "25% of each series' own dose" in session.protocol_text(AtTheirOwn())
+
+
+def test_slices_are_measured_at_the_dose_that_was_asked_for(tmp_path, monkeypatch):
+    """Each dose has scores of its own, so that two tables do not undo each other."""
+    geometry = SliceGeometry(2.5)
+    own = OwnNoise(Scanner(photons=1e6), SOFT_KERNEL, geometry)
+    hu = np.zeros((32, 32), np.float32)
+
+    def load(side, data, read_all, *, own=None):
+        noise = None if own is None else own("volume")
+        return {"A": [FullDoseSlice(hu, geometry, "1.2", index, noise) for index in range(4)]}
+
+    (tmp_path / "split.yaml").write_text(
+        json.dumps({"collections": [], "train": {}, "validation": {}, "test": {"A": ["a"]}})
+    )
+    monkeypatch.setattr(measuring, "load_slices", load)
+    monkeypatch.setattr(measuring, "own_noise", lambda volume: own)
+
+    def read(dose_of):
+        split = tmp_path / "split.yaml"
+        return measuring.Test.read(
+            split, tmp_path, per_patient=2, lpips_weights=None, dose_of=dose_of
+        )
+
+    first, second = read("calibrated"), read("own")
+    item = FullDoseSlice(hu, geometry, "1.2", 2, own)
+    assert np.array_equal(first.low_doses["A"][1], calibrated_low_dose(item, 0.25))
+    assert np.array_equal(second.low_doses["A"][1], own_low_dose(item, 0.25))
+    assert second.low_doses["A"][1].std() > 3 * first.low_doses["A"][1].std() > 0
+    assert first.kept != second.kept
+    assert first.decided != second.decided
 
 
 def cells(lines, name):
