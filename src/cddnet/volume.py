@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import numpy as np
@@ -53,19 +53,22 @@ class Derivation:
 class Acquisition:
     """What the source says of its making, "" where it says nothing.
 
-    Names a patient: never to be printed, logged or written where it was not before.
+    Names a patient: never to be printed, logged or written where it was not before. `repr` shows
+    what names nobody.
+    series_description: "" also where it holds the name, number or a date of the patient.
     """
 
-    patient_id: str = ""
-    study_uid: str = ""
-    frame_of_reference_uid: str = ""
+    patient_id: str = field(default="", repr=False)
+    study_uid: str = field(default="", repr=False)
+    frame_of_reference_uid: str = field(default="", repr=False)
     manufacturer: str = ""
     model: str = ""
     kernel: str = ""
     collection: str = ""
+    series_description: str = ""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class CTVolume:
     """A CT series in HU, read slice by slice.
 
@@ -107,6 +110,13 @@ class CTVolume:
     notes: tuple[str, ...] = ()
     volume_problems: tuple[str, ...] = ()
     derivation: tuple[Derivation, ...] = ()
+
+    def __repr__(self) -> str:
+        """Shape, spacing and the description of the series, never what else may name a patient."""
+        spacing_mm = ", ".join(f"{value:g}" for value in self.spacing_mm)
+        described = self.acquisition.series_description
+        named = f", series_description={described!r}" if described else ""
+        return f"CTVolume(shape={self.shape}, spacing_mm=({spacing_mm}){named})"
 
     @classmethod
     def from_hu(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +50,8 @@ class Scanned:
     unclosed: compressed pixel data lacks the delimiter at its end.
     """
 
-    path: Path
-    kept: KeptHeader | Dataset
+    path: Path = field(repr=False)
+    kept: KeptHeader | Dataset = field(repr=False)
     pixels: PixelElement | None
     file_bytes: int
     deflated: bool = False
@@ -79,10 +79,10 @@ class Frame:
     position_mm, row_direction, column_direction: None where a lone slice does not say.
     """
 
-    path: Path
+    path: Path = field(repr=False)
     index: int
-    kept: KeptHeader | Dataset
-    sop_uid: str
+    kept: KeptHeader | Dataset = field(repr=False)
+    sop_uid: str = field(repr=False)
     instance_number: str
     size: tuple[int, int]
     spacing_mm: tuple[float, float]
@@ -134,7 +134,7 @@ class DicomHeaders:
     enhanced: whether all frames lie in one Enhanced CT file.
     """
 
-    frames: tuple[Frame, ...]
+    frames: tuple[Frame, ...] = field(repr=False)
     enhanced: bool
 
     @property

@@ -7,7 +7,7 @@ slices of a series.
 from __future__ import annotations
 
 from collections.abc import MutableSequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from pydicom import Dataset
@@ -37,7 +37,7 @@ class Coding:
 class KeptHeader:
     """A header as the bytes it was read from, without the meta header's other elements."""
 
-    elements: tuple[RawDataElement, ...]
+    elements: tuple[RawDataElement, ...] = field(repr=False)
     coding: Coding
 
     def dataset(self) -> Dataset:

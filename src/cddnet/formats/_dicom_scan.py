@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,8 +70,8 @@ class Series:
     """
 
     uid: str
-    files: tuple[Scanned, ...]
-    frames: tuple[Frame, ...]
+    files: tuple[Scanned, ...] = field(repr=False)
+    frames: tuple[Frame, ...] = field(repr=False)
     strays: tuple[tuple[str, int], ...]
     unfit: str
 

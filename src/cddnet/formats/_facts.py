@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydicom import Dataset
@@ -30,13 +30,13 @@ class HeaderFacts:
     """
 
     modality: str = ""
-    series_description: str = ""
-    protocol: str = ""
+    series_description: str = field(default="", repr=False)
+    protocol: str = field(default="", repr=False)
     kernel: str = ""
     body_part: str = ""
     manufacturer: str = ""
     scanner: str = ""
-    station: str = ""
+    station: str = field(default="", repr=False)
     thickness_mm: float | None = None
     image_type: tuple[str, ...] = ()
     ours: bool = False

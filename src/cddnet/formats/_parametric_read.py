@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +35,20 @@ FLOAT_PIXELS = b"\xe0\x7f\x08\x00"
 SYNTAXES = (uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian)
 
 
+@dataclass(frozen=True, slots=True)
+class MapHeader:
+    """The data set of a map, of which no CT can be written."""
+
+    dataset: Dataset = field(repr=False)
+
+
 def read_parametric_map(path: Path, quantity: Quantity | None = None) -> CTVolume:
     """The maps (H, W) of a parametric map as slices; one frame is in memory at a time.
 
     path: a file as `write_parametric_map` makes it.  quantity: what it must hold, None for any.
-    The slices hold the stored numbers instead of HU; `headers` is the file's data set, of which no
-    CT can be written.  Raises: DicomError for another object, another quantity, or a damaged one;
-    GeometryError where the frames do not lie on one grid; FormatError where it cannot be read.
+    The slices hold the stored numbers instead of HU; `headers` is a MapHeader.
+    Raises: DicomError for another object, another quantity, or a damaged one; GeometryError where
+    the frames do not lie on one grid; FormatError where it cannot be read.
     """
     try:
         with quiet():
@@ -99,7 +107,7 @@ def _read(path: Path, quantity: Quantity | None) -> CTVolume:
         thickness_mm=thick.pop() if len(thick) == 1 else None,
         positions_mm=slices.positions_mm,
         series_uid=joined_text(header, "SeriesInstanceUID"),
-        headers=header,
+        headers=MapHeader(header),
         notes=slices.notes,
         volume_problems=slices.problems,
         acquisition_labels=slices.labels,

@@ -7,6 +7,7 @@ refused; what slice-wise work may ignore becomes a note.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -44,6 +45,7 @@ from cddnet.formats._dicom_scan import (
     series_of,
 )
 from cddnet.formats._dicom_strays import LOCALIZER
+from cddnet.formats._dicom_text import text_bytes
 from cddnet.formats._dicom_values import image_type, joined_text
 from cddnet.volume import Acquisition, CTVolume
 
@@ -62,6 +64,11 @@ __all__ = [
 FOLDER = True
 SUFFIXES = (".dcm",)
 COARSE_STEP_HU = 4.0
+# What may say in a description whose images these are.
+NAMING = (
+    *("PatientName", "PatientID", "PatientBirthDate", "AccessionNumber"),
+    *("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate"),
+)
 
 
 def recognises(head: bytes) -> bool:
@@ -218,7 +225,19 @@ def _acquisition(frame: Frame) -> Acquisition:
         model=joined_text(header, "ManufacturerModelName"),
         kernel=joined_text(header, "ConvolutionKernel") or joined_text(recon, "ConvolutionKernel"),
         collection=joined_text(header, "ClinicalTrialProtocolID"),
+        series_description=_nameless_description(header),
     )
+
+
+def _nameless_description(header: Dataset) -> str:
+    """SeriesDescription, "" where it repeats what names the patient; compared as bytes, because
+    character sets may be stated wrongly.
+    """
+    told = b" ".join(text_bytes(header, keyword, header) for keyword in NAMING).lower()
+    described = text_bytes(header, "SeriesDescription", header).lower()
+    if any(word in described for word in re.findall(rb"[^\s^=,;._-]{3,}", told)):
+        return ""
+    return joined_text(header, "SeriesDescription")
 
 
 def _content_notes(frames: Sequence[Frame]) -> list[str]:
