@@ -781,7 +781,11 @@ def prepare(
     ] = None,
     window: WindowHU = None,
     patient_pattern: Annotated[
-        str | None, typer.Option(help="One group in a picture's name: the patient.")
+        str | None,
+        typer.Option(
+            help="One group in a picture's name, or in the path of a NIfTI or MetaImage file: the "
+            "patient."
+        ),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Only verify the set in SOURCE.")] = False,
     as_json: AsJson = False,

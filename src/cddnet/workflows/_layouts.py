@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -17,7 +18,7 @@ from typing import NamedTuple
 from cddnet.config import PatientSplit
 from cddnet.errors import CddnetError, FormatError
 from cddnet.files import distinct, list_folder, walk
-from cddnet.formats import dicom, head_of, raster, read_volume
+from cddnet.formats import dicom, head_of, metaimage, nifti, raster, read_volume
 from cddnet.training.manifest import SIDES
 
 Progress = Callable[[str, int, int], None]
@@ -28,10 +29,16 @@ _MAYO_PATIENT = re.compile(r"[A-Z]\d{3}", re.IGNORECASE)
 _TCIA_KIND = re.compile(r"(full|low) dose images", re.IGNORECASE)
 _TCIA_PROJECTIONS = re.compile(r"(full|low) dose projections|projections", re.IGNORECASE)
 
+VOLUME_SUFFIXES = (*nifti.SUFFIXES, *metaimage.SUFFIXES)
+_NO_PATIENT = (
+    "NIfTI and MetaImage files name no patient; give --patient-pattern with one group for the "
+    "patient in their path, such as '^([^/]+)/' for its first folder, or a --patients file"
+)
+
 
 class Entry(NamedTuple):
     """One series as it was found. folder: relative to the source, with slashes; uid: "" for
-    pictures; files: names in the folder.
+    pictures and volume files; files: names in the folder.
     """
 
     folder: str
@@ -41,7 +48,17 @@ class Entry(NamedTuple):
     @property
     def name(self) -> str:
         """For people and tables."""
-        return _readable(self.folder) or "."
+        return _readable(self.path if self.is_volume else self.folder) or "."
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether it is one file that holds a series, NIfTI or MetaImage."""
+        return not self.uid and self.files[0].lower().endswith(VOLUME_SUFFIXES)
+
+    @property
+    def path(self) -> str:
+        """Of its first file, relative to the source."""
+        return str(PurePosixPath(self.folder, self.files[0]))
 
 
 class LeftOut(NamedTuple):
@@ -79,7 +96,9 @@ class Found:
 
 
 class PictureOptions(NamedTuple):
-    """window_hu: what black and white stand for; pattern: a group in file names, the patient."""
+    """window_hu: what black and white stand for; pattern: a group in file names, or in the path of
+    a volume file, the patient.
+    """
 
     window_hu: tuple[float, float] | None
     pattern: str | None
@@ -130,16 +149,20 @@ def find(
         found = _pictures(source, pictures, progress)
     else:
         entries, left_out = _series(source, layout, progress)
-        jobs, unused = _JOBS[layout](source, entries)
+        volumes = [entry for entry in entries if entry.is_volume]
+        jobs, unused = _JOBS[layout](source, [entry for entry in entries if not entry.is_volume])
+        jobs += [Job(full=entry, trusts_header=False) for entry in volumes]
         if patients is not None:
             jobs, others = _assigned(source, jobs, patients)
-            unused += others
+        else:
+            jobs, others = _named(jobs, pictures.pattern)
+        unused += others
         found = Found(layout=layout, jobs=tuple(jobs), left_out=tuple(left_out + unused))
     if not found.jobs:
         reasons = sorted({item.reason for item in found.left_out})
         raise FormatError(
             f"{source}: nothing in it can be used as layout {layout}. "
-            + ("Found: " + "; ".join(reasons[:5]) if reasons else "It holds no CT series")
+            + ("Found: " + "; ".join(reasons[:5]) if reasons else _nothing(source))
             + ". Give the folder of the data set, or another --layout."
         )
     return found
@@ -149,6 +172,7 @@ def _series(source: Path, layout: str, progress: Progress) -> tuple[list[Entry],
     """Every series of each folder on its own, and the files that are none."""
     entries: dict[tuple[str, str], list[tuple[str, str]]] = {}
     left_out: list[LeftOut] = []
+    volumes: list[Entry] = []
     skipped: dict[str, int] = {}
     files = list(distinct(_files(source)))
     for done, file in enumerate(files, start=1):
@@ -158,7 +182,11 @@ def _series(source: Path, layout: str, progress: Progress) -> tuple[list[Entry],
             skipped[folder] = skipped.get(folder, 0) + 1
             continue
         try:
-            if not dicom.recognises(head_of(file)):
+            head = head_of(file)
+            if layout == "tree" and _is_volume_file(file, head):
+                volumes.append(Entry(folder, "", (file.name,)))
+                continue
+            if not dicom.recognises(head):
                 continue
             summary = dicom.list_series(file)[0]
         except (CddnetError, OSError) as error:
@@ -174,7 +202,39 @@ def _series(source: Path, layout: str, progress: Progress) -> tuple[list[Entry],
             left_out.append(_left("unfit", entry.name, told[0][1], len(told)))
         else:
             series.append(entry)
-    return series, left_out
+    return series + sorted(volumes), left_out
+
+
+def _is_volume_file(file: Path, head: bytes) -> bool:
+    known = nifti.recognises(head) or metaimage.recognises(head)
+    return known and file.name.lower().endswith(VOLUME_SUFFIXES)
+
+
+def _nothing(source: Path) -> str:
+    """What a folder without any series holds."""
+    kinds = Counter(file.suffix.lower() or file.name for file in _files(source))
+    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "nothing"
+    return (
+        f"It holds no CT series in DICOM, NIfTI or MetaImage (found: {_readable(listed)}); put "
+        "pictures into IN/ and GT/, by equal names"
+    )
+
+
+def _named(jobs: list[Job], pattern: str | None) -> tuple[list[Job], list[LeftOut]]:
+    """Jobs of volume files with the patient that a pattern finds in their path."""
+    named, left_out = [], []
+    for job in jobs:
+        match = re.search(pattern, job.full.path) if pattern and job.full.is_volume else None
+        if not job.full.is_volume:
+            named.append(job)
+        elif match and match[1]:
+            named.append(replace(job, patient=match[1]))
+        else:
+            reason = (
+                f"its path tells no patient by the pattern {pattern}" if pattern else _NO_PATIENT
+            )
+            left_out.append(_left("unfit", job.full.name, reason))
+    return named, left_out
 
 
 def _tree(source: Path, entries: list[Entry]) -> tuple[list[Job], list[LeftOut]]:

@@ -82,7 +82,7 @@ def series_of(
         kernel=told.kernel,
         collection=told.collection,
         shape=(len(kept), full.shape[1], full.shape[2]),
-        pixel_mm=full.spacing_mm[2] if job.full.uid else None,
+        pixel_mm=full.spacing_mm[2] if job.full.uid or job.full.is_volume else None,
         spacing_mm=full.spacing_mm[0],
         thickness_mm=full.thickness_mm,
         positions_mm=tuple(round(float(start_mm + nominal_mm[index]), 4) for index in kept),

@@ -73,8 +73,8 @@ _NAME_DIGITS = 32
 class PrepareOptions:
     """layout: auto, mayo2016, tcia-ldct, tree or in-gt.  split: shares of patients for training,
     validation and test.  seed: of the order of patients.  patients: a PatientSplit file that
-    decides patients and sides instead.  collections: "name, licence, DOI" each.  window_hu and
-    patient_pattern: of pictures.
+    decides patients and sides instead.  collections: "name, licence, DOI" each.  window_hu: of
+    pictures.  patient_pattern: of pictures and volume files.
     """
 
     layout: str = "auto"
@@ -296,6 +296,8 @@ def _volume(run: _Run, entry: Entry) -> CTVolume:
         return dicom.read_files([folder / name for name in entry.files])
     window_hu = run.options.window_hu
     first = read_volume(folder / entry.files[0], window_hu=window_hu)
+    if entry.is_volume:
+        return first
 
     def read_slice(index: int) -> SliceHU:
         return read_volume(folder / entry.files[index], window_hu=window_hu).read_slice(0)

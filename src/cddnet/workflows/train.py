@@ -263,6 +263,8 @@ def _digest(data: _Data) -> str:
 def _data(recipe: Path, config: TrainConfig, data: Path) -> _Data:
     wants_own = config.noise.own_share > 0 or config.validation_dose == "own"
     own = own_noise if wants_own else None
+    if not data.is_dir():
+        raise FormatError(f"{data}: no such folder; give a prepared set, or that of the split.")
     if is_prepared(data):
         prepared = PreparedSet.open(data)
         learned, checked = (
@@ -287,6 +289,7 @@ def _data(recipe: Path, config: TrainConfig, data: Path) -> _Data:
             "cddnet prepare first."
         )
     split = load_config(recipe.parent / config.split, PatientSplit)
+    _require_folders(data, split, config.split)
     whole_alone = methods.needs_depth(config) or not config.cut_bodies
     train, validation = (
         {
@@ -301,6 +304,20 @@ def _data(recipe: Path, config: TrainConfig, data: Path) -> _Data:
         load_slices(validation, data, read_all_series, own=own, cut=split.cut),
         {"collections": split.collections},
     )
+
+
+def _require_folders(data: Path, split: PatientSplit, name: str) -> None:
+    """Refuse data that are neither prepared nor those of the split."""
+    sides = (split.train, split.validation)
+    folders = [one for side in sides for named in side.values() for one in named]
+    missing = [one for one in folders if not (data / one).is_dir()]
+    if missing:
+        raise FormatError(
+            f"{data}: is no prepared set, and lacks {len(missing)} of the {len(folders)} series "
+            f"folders of {name}: {', '.join(missing[:3])}. For your own data run "
+            f"'cddnet prepare {data} PREPARED' and give PREPARED as --data; for those of the "
+            "split fetch what is missing."
+        )
 
 
 class _Writer(NamedTuple):
