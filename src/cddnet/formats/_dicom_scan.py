@@ -24,7 +24,7 @@ from cddnet.formats._dicom_frames import (
 from cddnet.formats._dicom_kept import SharedElements, dataset_of, raw_elements
 from cddnet.formats._dicom_pixels import find_pixels, quiet, read_up_to_pixels, transfer_syntax_of
 from cddnet.formats._dicom_strays import stray_kind
-from cddnet.formats._dicom_values import TEXTS, image_type, joined_text
+from cddnet.formats._dicom_values import TEXTS, image_type, joined_text, require_short_values
 
 # A data set without preamble starts with a low tag of the lowest groups, in either byte order.
 FIRST_GROUPS = {b"\x08\x00": "little", b"\x02\x00": "little", b"\x00\x08": "big"}
@@ -230,6 +230,7 @@ def read_header(path: Path, shared: SharedElements | None = None) -> Scanned | N
     with quiet(), path.open("rb") as file:
         try:
             header = read_up_to_pixels(file, path.name)
+            require_short_values(header, path.name)
             syntax = transfer_syntax_of(header)
             deflated = syntax.is_transfer_syntax and syntax.is_deflated
             commas = read_commas_as_points(header)

@@ -11,12 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.multival import MultiValue
+from pydicom.tag import Tag
 
 from cddnet.errors import DicomError
+from cddnet.formats._dicom_charset import take_defined_terms_only, without_surrogates
 from cddnet.formats._dicom_pixels import SEND_AGAIN
 
 Vector = tuple[float, float, float]
+
+take_defined_terms_only()
 
 # 16-bit values with the steepest slope that means HU stay far below.
 LARGEST_HU = 1e8
@@ -25,6 +30,9 @@ LARGEST_HU = 1e8
 # and GDCM write into every CT; the others are no units either.
 HU_NAMES = frozenset({"HU", "HOUNSFIELD", "HOUNSFIELD UNIT", "HOUNSFIELD UNITS"})
 NO_UNIT = frozenset({"", "US", "UNSPECIFIED", "NONE"})
+
+# 1024 characters (ST, the longest text that is looked at) of four bytes.
+LONGEST_VALUE_BYTES = 4096
 
 # A text of a header is shown only where it cannot be a name.
 LOOKS_LIKE_NUMBERS = re.compile(r"(?:[-+0-9.,;: \\/eE]|inf|nan)*", re.IGNORECASE)
@@ -71,6 +79,22 @@ CHECKED = (
     "RescaleIntercept",
     "RescaleType",
 )
+_LOOKED_AT = {Tag(keyword): keyword for keyword in (*TEXTS, *CHECKED)}
+
+
+def require_short_values(header: Dataset, name: str) -> None:
+    """Refuse a header in which a value that is looked at is far longer than it may be."""
+    for tag, keyword in _LOOKED_AT.items():
+        if tag in header:
+            _require_short(header.get_item(tag), keyword, name)
+
+
+def _require_short(element: DataElement | RawDataElement, keyword: str, name: str) -> None:
+    value = element.value
+    if isinstance(value, bytes) and len(value) > LONGEST_VALUE_BYTES:
+        raise DicomError(
+            f"{name}: its header is damaged, {keyword} holds {len(value)} bytes; {SEND_AGAIN}"
+        )
 
 
 def texts_of(header: Dataset, keyword: str) -> tuple[str, ...]:
@@ -80,13 +104,17 @@ def texts_of(header: Dataset, keyword: str) -> tuple[str, ...]:
     """
     tag = tag_for_keyword(keyword)
     element = None if tag is None or tag not in header else header.get_item(tag)
+    if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
+        # Before it is decoded, which takes a multiple of its memory.
+        element = element._replace(value=element.value[:LONGEST_VALUE_BYTES])
     # Decoded in a data set of its own: in the header it would no longer be the bytes it was.
     alone = Dataset({} if element is None else {element.tag: element})
     implicit, little = header.original_encoding
     alone.set_original_encoding(implicit, little, header.original_character_set)
     value = alone.get(keyword)
     values = value if isinstance(value, MultiValue) else [value]
-    texts = tuple(str(item).strip() for item in values if isinstance(item, str | int | float))
+    found = (str(item).strip() for item in values if isinstance(item, str | int | float))
+    texts = tuple(map(without_surrogates, found))
     return texts if any(texts) else ()
 
 
@@ -102,6 +130,8 @@ def image_type(header: Dataset) -> tuple[str, ...]:
 
 def numbers(told: Dataset, keyword: str, count: int, name: str) -> tuple[float, ...] | None:
     """A header's decimal numbers; None where they are absent or empty."""
+    if keyword in told:
+        _require_short(told.get_item(keyword), keyword, name)
     try:
         value = told.get(keyword)
         if value is None or value == "" or (not isinstance(value, str | float) and not len(value)):
