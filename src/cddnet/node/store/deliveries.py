@@ -6,6 +6,7 @@ queued -> stored -> committed; failed once a person must look. A refused commitm
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 
@@ -22,7 +23,8 @@ OPEN = (
     "JOIN objects USING (output_key) JOIN sends USING (sop_uid) "
     f"WHERE o.series_uid=s.series_uid AND sends.state NOT IN {FINAL})"
 )
-DISPOSABLE = f"s.state IN ('ignored', 'refused') OR (s.state='complete' AND NOT ({OPEN}))"
+# Nobody waits for it any more.
+OVER = f"s.state IN ('ignored', 'refused') OR (s.state='complete' AND NOT ({OPEN}))"
 
 
 def backoff_s(retries: Retries, failures: int) -> float:
@@ -37,15 +39,22 @@ class Deliveries:
         """name: UID -> what an object is called in the audit."""
         self._database, self._clock, self._name = database, database.clock, name
 
-    def due(self, destination: str, limit: int) -> list[Parcel]:
-        """Objects to send now, the oldest first."""
-        found = self._database.rows(
+    def due(self, destination: str, limit: int, longest_s: float = math.inf) -> list[Parcel]:
+        """Objects to send now, the oldest first.
+
+        longest_s: the longest wait there is; what waits longer does so by a clock that was wrong.
+        """
+        return self._parcels("queued", destination, limit, longest_s)
+
+    def _parcels(self, state: str, destination: str, limit: int, longest_s: float) -> list[Parcel]:
+        now = self._clock()
+        rows = self._database.rows(
             "SELECT sop_uid, sop_class, file, attempts FROM sends JOIN objects USING (sop_uid) "
-            "WHERE destination=? AND state='queued' AND next_at<=? ORDER BY next_at, number "
-            "LIMIT ?",
-            (destination, self._clock(), limit),
+            "WHERE destination=? AND state=? AND (next_at<=? OR next_at>?) "
+            "ORDER BY next_at, number LIMIT ?",
+            (destination, state, now, now + longest_s, limit),
         )
-        return [Parcel(*row) for row in found]
+        return [Parcel(*row) for row in rows]
 
     def delivered(self, destination: str, uids: Iterable[str], *, commitment: bool) -> None:
         """The destination stored these. commitment: it has still to be asked for it."""
@@ -83,15 +92,12 @@ class Deliveries:
                     ),
                 )
 
-    def to_commit(self, destination: str, limit: int) -> list[Parcel]:
-        """Objects to ask commitment for: never asked, or not answered for too long."""
-        found = self._database.rows(
-            "SELECT sop_uid, sop_class, file, attempts FROM sends JOIN objects USING (sop_uid) "
-            "WHERE destination=? AND state='stored' AND next_at<=? ORDER BY next_at, number "
-            "LIMIT ?",
-            (destination, self._clock(), limit),
-        )
-        return [Parcel(*row) for row in found]
+    def to_commit(self, destination: str, limit: int, longest_s: float = math.inf) -> list[Parcel]:
+        """Objects to ask commitment for: never asked, or not answered for too long.
+
+        longest_s: as for `due`.
+        """
+        return self._parcels("stored", destination, limit, longest_s)
 
     def asked(
         self, destination: str, parcels: Sequence[Parcel], transaction: str, wait_s: float
@@ -163,7 +169,7 @@ class Deliveries:
             "SELECT s.series_uid, max(s.last_at, coalesce((SELECT max(changed_at) FROM sends "
             "JOIN objects USING (sop_uid) JOIN outputs AS o USING (output_key) "
             "WHERE o.series_uid=s.series_uid), 0)) AS changed_at FROM series AS s "
-            f"WHERE {DISPOSABLE} "
+            f"WHERE {OVER} "
             "ORDER BY changed_at",
         )
         return [(row["series_uid"], row["changed_at"]) for row in found]
@@ -177,7 +183,7 @@ class Deliveries:
         own = "(SELECT output_key FROM outputs WHERE series_uid=?)"
         with self._database.transaction() as connection:
             changed = connection.execute(
-                f"UPDATE series AS s SET state='purged' WHERE series_uid=? AND ({DISPOSABLE})",
+                f"UPDATE series AS s SET state='purged' WHERE series_uid=? AND ({OVER})",
                 (series_uid,),
             )
             if not changed.rowcount:

@@ -9,7 +9,7 @@ from cddnet.node.settings.config import NodeConfig
 from cddnet.node.station import Station
 from cddnet.node.watch.vocabulary import Event
 from cddnet.node.web.access import LOOPBACK, Access, Told
-from cddnet.node.web.http import app
+from cddnet.node.web.http import Figures, app
 from cddnet.node.web.serving import listen, server
 from cddnet.node.web.uploads import Limits, clear_uploads
 from cddnet.node.web.views import NodeSources
@@ -35,7 +35,7 @@ class Web:
         page = app(
             NodeSources(station.journal, config.folder, receiver.take_file),
             Access(hosts=(*LOOPBACK, http.host, *http.hosts), token=http.secret()),
-            metrics=lambda: station.metrics.text().decode(),
+            figures=Figures(lambda: station.metrics.text().decode(), station.health.view),
             limits=Limits(
                 smallest_free_bytes=int(config.smallest_free_gb * _GB),
                 # A file is held twice on its way into the store.
