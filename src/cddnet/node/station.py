@@ -91,7 +91,9 @@ class Station:
         )
         mark(folder)
         self.log = NodeLog(names, config, around.stream)
-        self.deliveries = Deliveries(self.journal.database, names.of)
+        self.deliveries = Deliveries(self.journal.database, names.of, self.journal.wall)
+        # Why a destination could not be spoken to, since it last was: name -> words for people.
+        self.troubles: dict[str, str] = {}
         room = Room(config.quota_gb * GB, config.smallest_free_gb * GB)
         self.images = Images(folder, room, around.free)
         self.decisions = Decisions(self.images, self.journal)

@@ -484,6 +484,12 @@ class Journal:
                 (job.output_key,),
             )
 
+    def pause_all(self) -> None:
+        """Count no death for what is under way: the node stops in order, and leaves it hanging."""
+        with self.database.transaction() as connection:
+            connection.execute("UPDATE outputs SET state='waiting' WHERE state='processing'")
+            connection.execute("UPDATE series SET deciding=0 WHERE deciding")
+
     def retry(self, key: str) -> bool:
         """Let what failed or was refused of a series try again at once; False where nothing did."""
         with self.database.transaction() as connection:

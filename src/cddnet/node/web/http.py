@@ -24,6 +24,7 @@ from pydantic import BaseModel, Field
 from cddnet import __version__
 from cddnet.errors import CddnetError
 from cddnet.node.web.access import COOKIE, SESSION_S, UPLOAD, Access, Guard, Told
+from cddnet.node.web.destinations import Change, Changed, DestinationStatus
 from cddnet.node.web.pairs import Manifest, Sources, plain
 from cddnet.node.web.uploads import (
     Limits,
@@ -116,6 +117,7 @@ def app(
     _add_slices(page, sources)
     if isinstance(sources, NodeSources):
         _add_queue(page, sources, told)
+        _add_destinations(page, sources)
         _add_exchange(page, sources, limits or Limits(), told)
     if figures is not None:
 
@@ -232,6 +234,21 @@ def _add_queue(page: FastAPI, sources: NodeSources, told: Told) -> None:
             return {"retried": again}
         except KeyError:
             raise HTTPException(404, "there is no such series (any more)") from None
+
+
+def _add_destinations(page: FastAPI, sources: NodeSources) -> None:
+    @page.get("/api/destinations", responses=_refusals())
+    def _destinations() -> list[DestinationStatus]:
+        return [] if sources.destinations is None else sources.destinations.view()
+
+    @page.post("/api/destinations", responses=_refusals(404, 409, 413))
+    def _change(change: Change) -> Changed:
+        try:
+            if sources.destinations is None:
+                raise KeyError(change.name)
+            return sources.destinations.change(change)
+        except KeyError:
+            raise HTTPException(404, "nothing waits for a destination of that name") from None
 
 
 def _add_exchange(page: FastAPI, sources: NodeSources, limits: Limits, told: Told) -> None:
