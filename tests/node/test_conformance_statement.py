@@ -11,7 +11,7 @@ from pydicom import uid
 from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID
 
 from cddnet.formats._derived_headers import IMPLEMENTATION_UID
-from cddnet.node.receive import arriving, intake
+from cddnet.node.receive import arriving
 from cddnet.node.receive import receiver as receive
 from cddnet.node.send import dicom as send_dicom
 from cddnet.node.send import sender as send
@@ -27,7 +27,7 @@ def section(number):
 
 def test_exactly_the_accepted_transfer_syntaxes_are_listed_in_order():
     told = re.findall(r"\| (1\.2\.840\.10008\.[0-9.]+) \|", section("2.4"))
-    assert told == [str(syntax) for syntax in intake.SYNTAXES]
+    assert told == [str(syntax) for syntax in arriving.SYNTAXES]
     assert uid.DeflatedExplicitVRLittleEndian not in told
 
 

@@ -1,13 +1,21 @@
 """Files uploaded to the page are kept as if they had been sent by DICOM."""
 
+import re
+import zlib
+
 import httpx
+import numpy as np
 import pytest
-from pydicom import dcmread
+from pydicom import Dataset, dcmread, uid
+from pydicom.dataset import FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
 from pydicom.uid import generate_uid
 from pynetdicom.sop_class import MRImageStorage
-from small_node import ct, free_port, node_config, station_at
+from small_node import FAMILY, ROOT, ct, free_port, node_config, station_at
 
 from cddnet.errors import FormatError
+from cddnet.formats import read_volume
 from cddnet.node.receive.receiver import Receiver
 from cddnet.node.web.site import Web
 
@@ -60,12 +68,130 @@ def test_what_is_no_ct_image_is_refused_and_nothing_is_kept(
     assert not list((tmp_path / "node").rglob("*.dcm"))
 
 
-def test_a_truncated_file_is_refused(tmp_path, station, receiver):
-    path = saved(tmp_path)
-    path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(FormatError, match="refused: damaged"):
+REFUSED = {
+    "cut": (lambda data: data[:-500], r"is cut short, about \d+ of \d+ bytes are there; send"),
+    "no digits": (
+        {"SeriesInstanceUID": "Zyxwvut"},
+        "the SeriesInstanceUID of this image is no UID",
+    ),
+    "no UID": ({"StudyInstanceUID": ""}, "this image has no StudyInstanceUID; send or export"),
+    "no class": ({"SOPClassUID": ""}, "this image has no SOPClassUID"),
+    "large": ({"Rows": 65535, "Columns": 65535}, "65535 x 65535 pixels; the node takes"),
+    "no rows": ({"Rows": 0}, "1 frames of 0 x"),
+    "MR": ({"SOPClassUID": MRImageStorage}, "is of the kind MR Image and no CT image; send CT"),
+    "private": ({"SOPClassUID": "1.2.3.4.5"}, "is of a kind that is not known and no CT image"),
+    "deflated": (
+        lambda _: deflated(ct()),
+        "does not read images coded as Deflated Explicit VR Little Endian; send this one uncomp",
+    ),
+    "unknown syntax": (
+        {"TransferSyntaxUID": "1.2.840.10008.1.2.4.999"},
+        "does not read images coded as something that is not known; send this one uncompressed",
+    ),
+    "text": (lambda data: b"Dear doctor, " * 99, "this is no DICOM image; send CT images"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value")
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_refusal_is_a_sentence_that_names_nobody(tmp_path, station, receiver, kind):
+    change, said = REFUSED[kind]
+    path = tmp_path / "odd.dcm"
+    if callable(change):
+        path.write_bytes(change(coded(ct())))
+    else:
+        dataset = ct()
+        for keyword, value in change.items():
+            setattr(dataset.file_meta if keyword in dataset.file_meta else dataset, keyword, value)
+        path.write_bytes(coded(dataset))
+    with pytest.raises(FormatError, match=said) as refused:
         receiver.take_file(path)
+    message = str(refused.value)
+    assert message.endswith(".")
+    assert re.search(r"; send|\. Send", message), "a remedy"
+    assert not re.search(r"[a-z]_[a-z]", message), "a word of the log"
+    assert not [name for name in (FAMILY, "Zyxwvut", ROOT) if name in message]
     assert station.journal.queue() == []
+
+
+def deflated(dataset):
+    whole = coded(dataset, says=uid.DeflatedExplicitVRLittleEndian)
+    begin = len(whole) - len(coded(dataset, **BARE))
+    return whole[:begin] + zlib.compress(whole[begin:], wbits=-zlib.MAX_WBITS)
+
+
+def coded(dataset, *, implicit=False, little=True, says=None, preamble=True, meta=True, length=0):
+    """A file of a data set.
+
+    says: a transfer syntax that may be untrue.  length: added to the true length of the meta
+    header, None for none.
+    """
+    body = DicomBytesIO()
+    body.is_implicit_VR, body.is_little_endian = implicit, little
+    write_dataset(body, Dataset({element.tag: element for element in dataset}))
+    head = FileMetaDataset()
+    head.MediaStorageSOPClassUID = dataset.SOPClassUID
+    head.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    head.update(dataset.file_meta)
+    if says is not None:
+        head.TransferSyntaxUID = says
+    begin = DicomBytesIO()
+    begin.is_implicit_VR, begin.is_little_endian = False, True
+    write_dataset(begin, Dataset({e.tag: e for e in head if e.value is not None}))
+    told = begin.getvalue()
+    if length is not None:
+        told = b"\x02\0\0\0UL\4\0" + (len(told) + length).to_bytes(4, "little") + told
+    return (bytes(128) + b"DICM") * preamble + told * meta + body.getvalue()
+
+
+BARE = {"preamble": False, "meta": False}
+# What a file lacks or says wrongly: in its meta header, and else.
+ODD = {
+    "whole": ({}, {}),
+    "no group length": ({}, {"length": None}),
+    "a wrong group length": ({}, {"length": -7}),
+    "a group length beyond the file": ({}, {"length": 10**9}),
+    "no preamble": ({}, {"preamble": False}),
+    "no meta header": ({}, {"meta": False}),
+    "nothing before": ({}, BARE),
+    "nothing before, implicit": ({}, {"implicit": True, **BARE}),
+    "nothing before, big endian": ({}, {"little": False, **BARE}),
+    "another UID, after anonymising": ({"MediaStorageSOPInstanceUID": "1.2.3"}, {}),
+    "no UID": ({"MediaStorageSOPInstanceUID": None}, {}),
+    "another class": ({"MediaStorageSOPClassUID": MRImageStorage}, {}),
+    "no class": ({"MediaStorageSOPClassUID": None}, {}),
+    "no transfer syntax": ({"TransferSyntaxUID": None}, {}),
+    "says explicit": ({}, {"implicit": True, "says": uid.ExplicitVRLittleEndian}),
+    "says implicit": ({}, {"says": uid.ImplicitVRLittleEndian}),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ODD)
+def test_what_the_command_line_reads_is_taken_and_read_the_same(tmp_path, station, receiver, kind):
+    meta, options = ODD[kind]
+    dataset = ct()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    for keyword, value in meta.items():
+        setattr(dataset.file_meta, keyword, value)
+    if not options.get("little", True):
+        dataset.PixelData = np.frombuffer(dataset.PixelData, "<u2").astype(">u2").tobytes()
+    path = tmp_path / "odd.dcm"
+    path.write_bytes(coded(dataset, **options))
+    expected = read_volume(path)
+    key = receiver.take_file(path)
+    (file,) = (tmp_path / "node").rglob("*.dcm")
+    found = read_volume(file)
+    np.testing.assert_array_equal(found.hu, expected.hu)
+    assert found.series_uid == expected.series_uid == dataset.SeriesInstanceUID
+    told = dcmread(file).file_meta
+    assert told.MediaStorageSOPInstanceUID == dataset.SOPInstanceUID
+    assert told.MediaStorageSOPClassUID == dataset.SOPClassUID
+    assert told.TransferSyntaxUID.is_implicit_VR == options.get("implicit", False)
+    assert told.TransferSyntaxUID.is_little_endian == options.get("little", True)
+    assert receiver.take_file(path) == key
+    assert station.journal.queue()[0].received == 1
 
 
 def test_an_upload_that_would_fill_the_memory_is_refused(tmp_path):

@@ -17,6 +17,7 @@ from pydicom import Dataset, config, dcmread, uid
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
+from pydicom.filereader import read_dataset
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID
 
@@ -35,6 +36,7 @@ LOSSY = ALWAYS_LOSSY | {uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K}
 NATIVE = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian)
 END_OF_IMAGE = b"\xff\xd9"
 UNDEFINED_LENGTH = 0xFFFFFFFF
+PREAMBLE_BYTES, META_GROUP = 132, 0x0002
 SEND_AGAIN = "send or export this image again."
 
 
@@ -110,6 +112,14 @@ class PixelElement(NamedTuple):
 
     offset: int
     length: int | None
+
+
+def skip_meta_header(file: BinaryIO) -> int:
+    """Where the data set of a file begins, be there a preamble, a meta header or neither."""
+    preamble = file.read(PREAMBLE_BYTES)
+    file.seek(PREAMBLE_BYTES if preamble[-4:] == b"DICM" else 0)
+    read_dataset(file, False, True, stop_when=lambda tag, _vr, _length: tag.group != META_GROUP)
+    return file.tell()
 
 
 def read_up_to_pixels(file: BinaryIO, name: str) -> Dataset:

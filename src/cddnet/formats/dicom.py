@@ -12,11 +12,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from pydicom import Dataset
+from pydicom.uid import UID
 
 from cddnet.errors import CddnetError, DicomError
-from cddnet.formats import ReadOptions, WriteOptions
+from cddnet.formats import ReadOptions, WriteOptions, head_of
 from cddnet.formats._derived import write_derived
 from cddnet.formats._dicom_frames import (
     DicomHeaders,
@@ -32,7 +34,9 @@ from cddnet.formats._dicom_pixels import (
     frame_bytes,
     frame_count,
     quiet,
+    read_up_to_pixels,
     require_own_syntax,
+    skip_meta_header,
     transfer_syntax_of,
     undecodable,
 )
@@ -53,6 +57,7 @@ __all__ = [
     "FOLDER",
     "SUFFIXES",
     "DicomHeaders",
+    "data_set_of",
     "list_series",
     "read",
     "read_all",
@@ -74,6 +79,36 @@ NAMING = (
 def recognises(head: bytes) -> bool:
     """True for a DICOM file by its preamble, or by a first tag in files that lack one."""
     return looks_like_dicom(head)
+
+
+class CodedDataSet(NamedTuple):
+    """Where the data set of a file begins, and how it is coded."""
+
+    syntax: UID
+    offset: int
+
+
+@quiet()
+def data_set_of(path: Path) -> CodedDataSet:
+    """The data set of a file, which may lack preamble, meta header or parts of it.
+
+    Raises DicomError where it is no DICOM or cannot be read.
+    """
+    if not looks_like_dicom(head_of(path)):
+        raise DicomError(f"{path.name}: is no DICOM image; give a CT image.")
+    try:
+        with path.open("rb") as file:
+            offset = skip_meta_header(file)
+            file.seek(0)
+            syntax = transfer_syntax_of(read_up_to_pixels(file, path.name))
+    except (CddnetError, OSError):
+        raise
+    except Exception as error:
+        # Not chained: the library's message may quote a value that names the patient.
+        raise DicomError(
+            f"{path.name}: its header cannot be read ({type(error).__name__}); {SEND_AGAIN}"
+        ) from None
+    return CodedDataSet(syntax, offset)
 
 
 @quiet()

@@ -220,7 +220,7 @@ def _fetch_dicom(remote: Remote, study_uid: str, series_uid: str, folder: Path) 
         StudyRootQueryRetrieveInformationModelGet as Model,
     )
 
-    from cddnet.node.receive.intake import SYNTAXES
+    from cddnet.node.receive.arriving import SYNTAXES
 
     kinds = (CTImageStorage, EnhancedCTImageStorage)
     files: list[Path] = []

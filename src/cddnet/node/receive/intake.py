@@ -8,41 +8,17 @@ from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
-from pydicom import uid
-from pynetdicom.sop_class import (  # type: ignore[attr-defined]
-    CTImageStorage,
-    EnhancedCTImageStorage,
-)
+from pydicom.uid import UID
 
-from cddnet.errors import FormatError
-from cddnet.node.receive.arriving import Refused, arriving
+from cddnet.errors import CddnetError, FormatError
+from cddnet.formats.dicom import data_set_of
+from cddnet.node.receive.arriving import CANNOT_UNDERSTAND, Refused, arriving
 from cddnet.node.receive.inflow import Budget
 from cddnet.node.station import Station
 from cddnet.node.store.images import NodeFull
-from cddnet.node.store.origin import Origin, file_head, read_head
+from cddnet.node.store.origin import Origin, file_head
 from cddnet.node.store.records import Instance
 
-KINDS = (CTImageStorage, EnhancedCTImageStorage)
-# All that formats/ decodes; deflated data sets are left out, for they may unpack to any size.
-SYNTAXES = (
-    uid.ExplicitVRLittleEndian,
-    uid.ImplicitVRLittleEndian,
-    uid.JPEGLSLossless,
-    uid.JPEG2000Lossless,
-    uid.JPEGLosslessSV1,
-    uid.JPEGLossless,
-    uid.RLELossless,
-    uid.HTJ2KLossless,
-    uid.HTJ2KLosslessRPCL,
-    uid.ExplicitVRBigEndian,
-    uid.JPEGLSNearLossless,
-    uid.JPEG2000,
-    uid.HTJ2K,
-    uid.JPEGBaseline8Bit,
-    uid.JPEGExtended12Bit,
-    uid.UID("1.2.840.10008.1.2.4.53"),
-    uid.UID("1.2.840.10008.1.2.4.55"),
-)
 # As their audit calls those who use the page.
 UPLOADED = "UPLOAD"
 LOCKS = 256
@@ -53,9 +29,20 @@ class Sent(NamedTuple):
 
     caller: str  # AE title of the sender
     peer: str  # its address
-    announced: tuple[str, str]  # SOP class and instance UID, as the sender says
-    syntax: uid.UID
+    announced: str | None  # SOP class that its command names; None for an upload
+    syntax: UID
     data: BytesIO  # the data set, encoded
+
+
+def _read_upload(file: Path) -> Sent:
+    """An uploaded file, read as the command line reads one.  Raises Refused."""
+    try:
+        coded = data_set_of(file)
+    except CddnetError as error:
+        raise Refused(
+            CANNOT_UNDERSTAND, "damaged", "this is no DICOM image; send CT images."
+        ) from error
+    return Sent(UPLOADED, "", None, coded.syntax, BytesIO(file.read_bytes()[coded.offset :]))
 
 
 class Intake:
@@ -83,31 +70,19 @@ class Intake:
         finally:
             self._budget.give(size)
 
-    def _refused(self, reason: str, told: str) -> FormatError:
+    def _refused(self, reason: str, message: str) -> FormatError:
         self._station.metrics.refused(reason)
         self._station.log.event("refused", reason=reason, caller=UPLOADED)
-        return FormatError(told)
+        return FormatError(message)
 
     def _take_file(self, file: Path) -> str:
         try:
-            head = read_head(file)
-            data = BytesIO(file.read_bytes()[head.length :])
-        except Exception:
-            # Not chained: the library's message may name the patient.
-            raise self._refused("damaged", "this is no DICOM image; send CT images.") from None
-        if head.sop_class not in KINDS or head.syntax not in SYNTAXES:
-            reason = "wrong_syntax" if head.sop_class in KINDS else "wrong_class"
-            raise self._refused(reason, "this is no CT image in a form that the node reads.")
-        try:
-            announced = (head.sop_class, head.sop_uid)
-            uploaded = Sent(UPLOADED, "", announced, head.syntax, data)
-            return self._station.journal.name(self.accept(uploaded))
+            return self._station.journal.name(self.accept(_read_upload(file)))
         except Refused as error:
-            told = f"this image is refused: {error.reason}."
-            raise self._refused(error.reason, told) from None
+            raise self._refused(error.reason, str(error)) from None
         except NodeFull as error:
-            told = "the node is full; make room, or try again later."
-            raise self._refused(error.reason, told) from error
+            message = "the node is full; make room, or try again later."
+            raise self._refused(error.reason, message) from error
 
     def accept(self, sent: Sent) -> str:
         """Check and keep an instance; the UID of its series.  Raises Refused, NodeFull."""

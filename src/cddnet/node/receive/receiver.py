@@ -20,13 +20,15 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from cddnet.node.receive.arriving import (
+    KINDS,
     NOT_AUTHORISED,
     OUT_OF_RESOURCES,
     PROCESSING_FAILURE,
+    SYNTAXES,
     Refused,
 )
 from cddnet.node.receive.inflow import Budget, Inflow, guard
-from cddnet.node.receive.intake import KINDS, SYNTAXES, Intake, Sent
+from cddnet.node.receive.intake import Intake, Sent
 from cddnet.node.settings.config import ANY_CALLER
 from cddnet.node.settings.parts import DicomDestination
 from cddnet.node.settings.tls import server_tls
@@ -170,9 +172,9 @@ class Receiver:
         """Put an instance on the disk and into the journal, unless it is there."""
         caller = event.assoc.requestor.ae_title.strip()
         if not self._station.config.permits(caller):
-            raise Refused(NOT_AUTHORISED, "caller")
+            raise Refused(NOT_AUTHORISED, "caller", "this caller may not store.")
         request = event.request
-        announced = (str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID))
+        announced = str(request.AffectedSOPClassUID)
         syntax = uid.UID(event.context.transfer_syntax)
         peer = event.assoc.requestor.address
         self._intake.accept(Sent(caller, peer, announced, syntax, request.DataSet))

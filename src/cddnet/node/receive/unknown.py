@@ -16,7 +16,6 @@ from typing import NamedTuple
 from pydicom import Dataset, dcmread
 
 from cddnet.node.receive.arriving import arriving
-from cddnet.node.receive.intake import KINDS, SYNTAXES
 from cddnet.node.station import Station
 from cddnet.node.store.decisions import Decision, read_decision
 from cddnet.node.store.images import DECISION, INBOX, hidden, sha256_of
@@ -97,10 +96,8 @@ def _original(path: Path, file: str, sender: str) -> tuple[Instance, float] | No
     try:
         head = read_head(path)
         content = path.read_bytes()
-        if head.sop_class not in KINDS or head.syntax not in SYNTAXES:
-            return None
         data = BytesIO(content[head.length :])
-        identity = arriving(data, head.syntax, (head.sop_class, head.sop_uid))
+        identity = arriving(data, head.syntax, head.sop_class)
     except OSError:
         raise
     except Exception:
@@ -153,7 +150,7 @@ def _result(path: Path, file: str, decision: Decision | None) -> Made | None:
     try:
         head = read_head(path)
         data = BytesIO(path.read_bytes()[head.length :])
-        identity = arriving(data, head.syntax, (head.sop_class, head.sop_uid))
+        identity = arriving(data, head.syntax, head.sop_class)
         source_uid = _source_of(dcmread(path, stop_before_pixels=True))
     except OSError:
         raise

@@ -107,7 +107,7 @@ def _version_key(row: sqlite3.Row) -> str:
 def _column(state: str) -> str:
     if state in SENT:
         return "sent"
-    return state if state in ("failed", "dropped") else "queued"
+    return "failed" if state == "failed" else "queued"
 
 
 def _series(
