@@ -992,8 +992,8 @@ def node(context: typer.Context, config: NodeFile = None) -> None:
 
     checked = load_node(config)
     with _extra("node"):
-        from cddnet.node.service import Node
-    Node(checked).run_forever(page=True)
+        from cddnet.node.service import Node, serve
+    serve(Node(checked), page=True)
 
 
 @station.command("rules-test")

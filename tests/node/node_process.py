@@ -12,7 +12,7 @@ from pathlib import Path
 from raw_dicom import TRANSIENT
 from small_node import associate, shifted
 
-from cddnet.node.service import Node
+from cddnet.node.service import Node, serve
 
 
 class Running:
@@ -84,4 +84,4 @@ def running_node(config, folder, *, caller="SCANNER", page=False):
 
 if __name__ == "__main__":
     told, with_page = pickle.loads(Path(sys.argv[1]).read_bytes())
-    Node(told, denoise=shifted).run_forever(page=with_page)
+    serve(Node(told, denoise=shifted), page=with_page)

@@ -13,11 +13,13 @@ from small_node import Clock, quick
 
 from cddnet.errors import CddnetError
 from cddnet.node.settings.parts import Retries
+from cddnet.node.store.clock import SteadyClock
 from cddnet.node.store.database import Database
 from cddnet.node.store.deliveries import Deliveries, backoff_s
 from cddnet.node.store.images import decision_file
-from cddnet.node.store.journal import Journal
+from cddnet.node.store.journal import LONGEST_WAIT_S, Journal
 from cddnet.node.store.records import Instance, Made
+from cddnet.node.watch import health
 
 SPEC = {"model": "m@1", "strength": 0.8, "destinations": ["a", "b"]}
 QUIET_S = 60.0
@@ -252,6 +254,118 @@ def test_a_series_is_complete_when_quiet_or_counted_never_before(tmp_path):
     assert {due.series_uid for due in journal.due(QUIET_S)} == {"4.5", "1.2.3"}
     clock.now -= 10 * QUIET_S
     assert len(journal.due(QUIET_S)) == 2, "a clock that was put back holds nothing up"
+
+
+@pytest.mark.parametrize("back_s", [120, 86_400 * 365])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_clock_that_was_put_back_lets_nothing_wait_longer_than_the_longest_wait(
+    tmp_path, back_s, restarted
+):
+    """A series, an output and an object wait when it happens; each is due within its own bound."""
+    clock = Clock()
+    journal, deliveries = _filled(tmp_path, clock)
+    for _ in zip(range(9), life(journal, deliveries, clock), strict=False):
+        pass
+    uid = deliveries.due("a", 1)[0].sop_uid
+    deliveries.failed("a", [uid], "no", RETRIES)
+    for series in ("4.5", "6.7"):
+        journal.accept(instance(1, series))
+    clock.now += QUIET_S
+    four, six = sorted(journal.due(QUIET_S))
+    journal.decide(four, "rule", [SPEC])
+    journal.finish(journal.take(), "waiting", "no", wait_s=LONGEST_WAIT_S)
+    journal.begin(six)
+    journal.postpone(six, "no", LONGEST_WAIT_S)
+    journal.accept(instance(1, "8.9"))
+    clock.now -= back_s
+    if restarted:
+        journal.close()
+        journal, deliveries = opened(tmp_path, clock)
+        journal.recover()
+    longest_s = RETRIES.longest_s
+    assert passed(clock, lambda: uid in sop_uids(deliveries.due("a", 9, longest_s))) <= longest_s
+    # In one run the clock is steady (below); one that is not costs another quiet time at most.
+    quiet_s = QUIET_S if restarted else 2 * QUIET_S
+    assert passed(clock, lambda: "8.9" in series_uids(journal.due(QUIET_S))) <= quiet_s
+    assert (
+        passed(clock, lambda: "6.7" in series_uids(journal.due(QUIET_S)))
+        <= LONGEST_WAIT_S + (quiet_s - QUIET_S) * 2
+    )
+    assert passed(clock, lambda: journal.take() is not None) <= LONGEST_WAIT_S
+    journal.close()
+
+
+def passed(clock, condition):
+    """Seconds until it holds, looked at all the time."""
+    begun = clock.now
+    while not condition():
+        clock.now += 1
+        assert clock.now < begun + 10_000
+    return clock.now - begun
+
+
+def sop_uids(parcels):
+    return {parcel.sop_uid for parcel in parcels}
+
+
+def series_uids(dues):
+    return {due.series_uid for due in dues}
+
+
+def test_a_steady_clock_follows_no_change_of_the_systems():
+    wall, ticks = Clock(), Clock(50)
+    steady = SteadyClock(wall, ticks)
+    assert steady() == wall.now
+    seen = []
+    for change in (0, -120, 3600, -1e9):
+        wall.now += change
+        ticks.now += 10
+        seen.append(steady())
+    assert seen == [1.7e9 + 10 * n for n in (1, 2, 3, 4)]
+
+
+def test_the_oldest_unfinished_is_what_anybody_waits_for(tmp_path):
+    """From its last slice until its last destination has it; then the next one."""
+    clock = Clock()
+    journal, deliveries = opened(tmp_path, clock)
+    assert journal.oldest_unfinished_at() is None
+    for number in (1, 2, 3):
+        journal.accept(instance(number))
+    began = clock.now
+    ages = {journal.oldest_unfinished_at() for _ in life(journal, deliveries, clock)}
+    assert ages == {began, None}
+    assert journal.oldest_unfinished_at() is None
+    journal.accept(instance(1, "4.5"))
+    assert journal.oldest_unfinished_at() == clock.now
+    clock.now += QUIET_S
+    (due,) = journal.due(QUIET_S)
+    journal.postpone(due, "no", None)
+    assert journal.oldest_unfinished_at() == clock.now - QUIET_S, "a person is waited for"
+
+
+def test_health_answers_while_the_journal_is_busy(tmp_path, monkeypatch):
+    monkeypatch.setattr(health, "PATIENCE_S", 0.05)
+    clock = Clock()
+    journal, _ = opened(tmp_path, clock)
+    journal.accept(instance(1))
+    view = health.Health(journal, lambda: 3, clock).view
+    clock.now += 5
+    assert view() == {"status": "ok", "oldest_unfinished_s": 5.0, "set_aside": 3}
+    answers, held, over = [], threading.Event(), threading.Event()
+
+    def write():
+        with journal.database.transaction():
+            held.set()
+            over.wait(30)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    held.wait(30)
+    clock.now += 5
+    answers.append(view())
+    over.set()
+    writer.join()
+    assert answers == [{"status": "ok", "oldest_unfinished_s": 10.0, "set_aside": 3}]
 
 
 def test_a_slice_between_looking_and_deciding_wins(tmp_path):

@@ -223,8 +223,17 @@ def test_the_documentation_lists_exactly_the_figures_and_engines_there_are(tmp_p
         def queue(self):
             return []
 
+        def oldest_unfinished_at(self):
+            return None
+
+        def used_bytes(self):
+            return 0
+
+        def aside(self):
+            return 0
+
     config = NodeConfig.model_validate(FULL | {"folder": tmp_path})
-    metrics = NodeMetrics(Empty(), config, lambda: 0).text().decode()
+    metrics = NodeMetrics(Empty(), config, Empty()).text().decode()
     names = set(re.findall(r"^# TYPE cddnet_node_(\w+)", metrics, re.MULTILINE))
     listed = {
         re.sub(r"\{.*", "", name)

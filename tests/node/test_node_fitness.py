@@ -142,10 +142,10 @@ def test_a_refused_series_is_looked_at_again_once_it_has_more_slices(tmp_path, c
 
 @pytest.mark.parametrize("force", [False, True])
 def test_what_cannot_be_read_yet_is_checked_once_it_can(tmp_path, clock, force):
-    """With a wrong distance there is no volume to judge; the verdict then comes with the making."""
+    """Of two orientations there is no volume to judge; the verdict then comes with the making."""
     station = opened(tmp_path / "node", clock, force)
-    # Two slices at one place are no volume.
-    received(station, [ct(0, **MISFIT), ct(1, **MISFIT, ImagePositionPatient=["-20", "-30", "0"])])
+    turned = ct(1, **MISFIT, ImageOrientationPatient=["0", "1", "0", "-1", "0", "0"])
+    received(station, [ct(0, **MISFIT), turned])
     worked(station, clock)
     (output,) = station.journal.queue()[0].outputs
     assert output.state == "refused"

@@ -6,7 +6,10 @@ import hmac
 import io
 import json
 import logging
+import os
 import re
+import signal
+import subprocess
 import sys
 import threading
 import warnings
@@ -19,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
+from small_node import node_config, until
 
 import cddnet.node
 from cddnet.errors import CddnetError, DicomError
@@ -225,6 +229,62 @@ def test_threads_write_whole_lines_into_a_file_of_the_owner_alone(tmp_path):
     found = [json.loads(line) for line in config.log_file.read_text("utf-8").splitlines()]
     assert sorted(line["count"] for line in found) == list(range(400))
     assert config.log_file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_rotated_log_goes_on_in_a_new_file_and_no_line_is_lost(tmp_path):
+    config = NodeConfig.model_validate(CONFIG | {"log_file": tmp_path / "node.log"})
+    log = NodeLog(Pseudonyms(tmp_path), config)
+    for number in range(6):
+        log.event("received", count=number)
+        if number % 2:
+            config.log_file.rename(tmp_path / f"node.log.{number}")
+            log.reopen()
+    log.close()
+    found = [
+        json.loads(line)
+        for file in sorted(tmp_path.glob("node.log*"))
+        for line in file.read_text().splitlines()
+    ]
+    assert sorted(line["count"] for line in found if line["event"] == "received") == list(range(6))
+    assert len(list(tmp_path.glob("node.log*"))) == 4
+    assert config.log_file.stat().st_mode & 0o777 == 0o600
+    blocked = NodeLog(Pseudonyms(tmp_path), config)
+    config.log_file.rename(tmp_path / "moved")
+    config.log_file.mkdir()
+    blocked.reopen()
+    blocked.event("received", count=99)
+    blocked.close()
+    assert '"count": 99' in (tmp_path / "moved").read_text()
+
+
+LIFE = """
+import sys
+from pathlib import Path
+from small_node import shifted
+from cddnet.node.service import Node, serve
+from cddnet.node.settings.config import NodeConfig
+serve(Node(NodeConfig.model_validate_json(Path(sys.argv[1]).read_text()), denoise=shifted))
+"""
+
+
+def test_a_hangup_has_the_node_reopen_its_log_and_go_on(tmp_path):
+    config = node_config(tmp_path / "node", log_file=tmp_path / "node.log")
+    (tmp_path / "config").write_text(config.model_dump_json())
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", LIFE, str(tmp_path / "config")]
+    process = subprocess.Popen(command, env=environment)
+    try:
+        until(lambda: config.log_file.exists() and "started" in config.log_file.read_text())
+        config.log_file.rename(tmp_path / "node.log.1")
+        process.send_signal(signal.SIGHUP)
+        until(lambda: config.log_file.exists() and "log_reopened" in config.log_file.read_text())
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert "stopped" in config.log_file.read_text()
+    assert "stopped" not in (tmp_path / "node.log.1").read_text()
 
 
 def test_a_hash_is_keyed_and_stays_the_same(tmp_path):

@@ -23,6 +23,17 @@ class Journal:
     def queue(self):
         return self.rows
 
+    def oldest_unfinished_at(self):
+        return min((row.first_at for row in self.rows if row.state != "done"), default=None)
+
+
+class Usage:
+    def used_bytes(self):
+        return 1234
+
+    def aside(self):
+        return 5
+
 
 def output(state="sending", **destinations):
     return SimpleNamespace(state=state, destinations=destinations)
@@ -42,7 +53,7 @@ def metrics(folder, *rows):
             "smallest_free_gb": 0.5,
         }
     )
-    return NodeMetrics(Journal(*rows), config, lambda: 1234)
+    return NodeMetrics(Journal(*rows), config, Usage())
 
 
 def figures(of):
@@ -93,16 +104,17 @@ def test_the_queue_is_told_by_state_and_destination(tmp_path):
     assert (found["queued", "pacs"], found["sent", "pacs"]) == (3, 20)
     assert (found["queued", "web"], found["sent", "web"], found["send_failed", "web"]) == (1, 10, 4)
     assert found["oldest_unsent_seconds"] == pytest.approx(400, abs=60)
+    assert found["oldest_unfinished_seconds"] == pytest.approx(900, abs=60)
 
 
 def test_an_empty_node_says_zero_of_all_and_what_the_disk_has(tmp_path):
     found = figures(metrics(tmp_path))
     assert found["build_info", __version__] == 1
-    assert found["oldest_unsent_seconds"] == 0
+    assert found["oldest_unsent_seconds"] == found["oldest_unfinished_seconds"] == 0
     assert {key[1] for key in found if key[0] == "queued"} == {"pacs", "web"}
     assert {key[1] for key in found if key[0] == "series"} == STATES
     assert (found["quota_bytes"], found["disk_needed_bytes"]) == (2e9, 5e8)
-    assert found["used_bytes"] == 1234
+    assert (found["used_bytes"], found["set_aside_files"]) == (1234, 5)
     assert found["disk_free_bytes"] > 0
 
 

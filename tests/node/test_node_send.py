@@ -5,6 +5,11 @@ Above 300 lines: each failure on the way has a destination of its own.
 
 import gc
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -31,6 +36,7 @@ from cddnet.node.send.sender import Sender, Unreachable, carrier_of
 from cddnet.node.send.web import outcome_of
 from cddnet.node.service import Node
 from cddnet.node.station import Surroundings
+from cddnet.node.web.destinations import Change, Destinations
 from cddnet.node.work.worker import Worker
 
 # The library leaves sockets of connections that broke to the garbage collector.
@@ -223,6 +229,173 @@ def test_dicomweb_gets_the_same_objects(tmp_path):
     server.shutdown()
     server.server_close()
     station.close()
+
+
+def test_a_name_that_does_not_resolve_backs_off_like_any_failure_and_says_so(tmp_path):
+    """Also a name that is none; the others go their way, and once it resolves all arrives."""
+    retries = {"first_s": 1, "longest_s": 4, "attempts": 50}
+    with Archive() as archive:
+        pair = {
+            "unknown": archive_at(archive.port, host="no-such-host.invalid", retries=retries),
+            "web": {
+                "kind": "dicomweb",
+                "url": "http://no-such-host.invalid/dicom-web",
+                "retries": retries,
+            },
+            "overlong": archive_at(archive.port, host="a" * 70 + ".invalid", retries=retries),
+            "there": archive_at(archive.port),
+        }
+        station, senders, clock = ready(tmp_path, pair, slices=2)
+        for name in ("unknown", "web", "overlong"):
+            waits = []
+            for _ in range(4):
+                waits.append(senders[name].step())
+                clock.now += 10
+            assert waits == [1, 2, 4, 4], name
+            assert "host name" in station.troubles[name]
+        senders["there"].step()
+        assert "there" not in station.troubles
+        states = table(station)[1]
+        assert states["there"] == (0, 2, 0)
+        assert states["unknown"] == states["web"] == states["overlong"] == (2, 0, 0)
+        station.close()
+        pair["unknown"]["host"] = "127.0.0.1"
+        again = station_at(node_config(tmp_path, pair), clock)
+        Sender(again, "unknown", carrier_of(again, "unknown")).step()
+        assert table(again)[1]["unknown"] == (0, 2, 0)
+        again.close()
+
+
+def test_an_error_nobody_foresaw_neither_stops_a_queue_nor_comes_back_at_once(tmp_path):
+    class Broken:
+        def carry(self, parcels, stop):
+            raise RecursionError("Zyxwvut")
+
+    retries = {"first_s": 1, "longest_s": 4, "attempts": 3}
+    with Archive() as archive:
+        place = archive_at(archive.port, retries=retries)
+        station, senders, clock = ready(tmp_path, {"a": place}, slices=2)
+        broken = Sender(station, "a", Broken())
+        waits = []
+        for _ in range(3):
+            waits.append(broken.step())
+            clock.now += 10
+        assert waits == [1, 2, 4]
+        assert station.troubles["a"] == "it could not be sent (RecursionError)"
+        assert "Zyxwvut" not in station.told.getvalue()
+        for _ in range(3):
+            clock.now += 10
+            senders["a"].step()
+        assert table(station)[1]["a"][1] >= 1
+        assert station.troubles == {}
+        station.close()
+
+
+def test_a_damaged_object_ends_in_the_failed_box_and_the_others_arrive(tmp_path):
+    retries = {"first_s": 1, "longest_s": 1, "attempts": 2}
+    with Archive() as archive:
+        place = archive_at(archive.port, retries=retries)
+        station, senders, clock = ready(tmp_path, {"a": place})
+        (file, *_) = sorted((station.config.folder / "outbox").rglob("*.dcm"))
+        file.write_bytes(b"no DICOM")
+        for _ in range(4):
+            senders["a"].step()
+            clock.now += 10
+        assert table(station) == ("failed", {"a": (0, 2, 1)})
+        station.close()
+
+
+def test_objects_for_a_destination_that_is_gone_go_elsewhere_or_nowhere_as_a_person_says(tmp_path):
+    with Archive() as archive:
+        before = {"old": archive_at(4), "older": archive_at(4), "both": archive_at(archive.port)}
+        station, _, clock = ready(tmp_path, before)
+        station.close()
+        after = {"both": archive_at(archive.port)}
+        station = station_at(node_config(tmp_path, after), clock)
+        done = []
+        shown = Destinations(
+            station.deliveries, ("both",), {}, lambda what, count: done.append((what, count))
+        )
+        named = {item.name: (item.configured, item.queued) for item in shown.view()}
+        assert named == {"both": (True, 3), "old": (False, 3), "older": (False, 3)}
+        assert station.journal.oldest_unfinished_at() is not None
+        for wrong in ({"name": "both"}, {"name": "old", "to": "older"}):
+            with pytest.raises(CddnetError):
+                shown.change(Change(**wrong))
+        with pytest.raises(KeyError):
+            shown.change(Change(name="nobody"))
+        assert shown.change(Change(name="old", to="both")).objects == 3
+        assert shown.change(Change(name="older")).objects == 3
+        assert done == [("redirected", 3), ("dropped", 3)]
+        assert [item.name for item in shown.view()] == ["both"]
+        Sender(station, "both", carrier_of(station, "both")).step()
+        assert set(archive.got.values()) == {1}, "one way each, also where it was on both"
+        assert station.journal.queue()[0].state == "done"
+        assert station.journal.oldest_unfinished_at() is None
+        assert [uid for uid, _ in station.deliveries.disposable()] == [ct(0).SeriesInstanceUID]
+        lines = {line["what"]: line for line in station.journal.audit()}
+        assert (lines["redirected"]["destination"], lines["redirected"]["count"]) == ("old", 3)
+        assert (lines["dropped"]["destination"], lines["dropped"]["count"]) == ("older", 3)
+        # A late slice goes where the others went.
+        received(station, [ct(3)])
+        clock.now += 100
+        worker = Worker(station, shifted)
+        while worker.step():
+            pass
+        (row,) = station.journal.queue()
+        assert row.outputs[0].destinations["both"] == (1, 3, 0)
+        assert "old" not in row.outputs[0].destinations
+        station.close()
+
+
+class Silent(socket.socket):
+    """A port that takes connections and says nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.bind(("127.0.0.1", 0))
+        self.listen(8)
+
+
+LIFE = """
+import sys
+from pathlib import Path
+from small_node import shifted
+from cddnet.node import service
+from cddnet.node.settings.config import NodeConfig
+service.STOP_S = 2.0
+config = NodeConfig.model_validate_json(Path(sys.argv[1]).read_text())
+service.serve(service.Node(config, denoise=shifted))
+"""
+
+
+def test_an_archive_that_says_nothing_does_not_hold_up_the_stop(tmp_path):
+    """It would be waited for ten minutes; the process ends in order, and the object waits."""
+    with Silent() as silent:
+        place = archive_at(silent.getsockname()[1], timeout_s=600)
+        config = node_config(tmp_path / "node", {"a": place}, log_file=tmp_path / "log")
+        (tmp_path / "config").write_text(config.model_dump_json())
+        station = station_at(config)
+        received(station, [ct(0)])
+        station.close()
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-c", LIFE, str(tmp_path / "config")]
+        process = subprocess.Popen(command, env=environment)
+        try:
+            silent.settimeout(120)
+            connection, _ = silent.accept()
+            connection.settimeout(60)
+            assert connection.recv(1) == b"\x01", "it asks for an association"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(120) == 0
+            connection.close()
+        finally:
+            process.kill()
+            process.wait()
+        station = station_at(config)
+        assert table(station) == ("sending", {"a": (1, 0, 0)})
+        assert station.journal.database.number("SELECT sum(deaths) FROM outputs") == 0
+        station.close()
 
 
 def _answer(stored=(), failed=()):

@@ -35,7 +35,7 @@ from cddnet.node.web.views import NodeSources
 TestClient = pytest.importorskip("fastapi.testclient").TestClient
 
 from cddnet.node.web.access import COOKIE, Access  # noqa: E402
-from cddnet.node.web.http import app  # noqa: E402
+from cddnet.node.web.http import Figures, app  # noqa: E402
 
 HERE = "http://localhost:8080"
 LIMITS = Limits(body_bytes=2**24, total_bytes=2**23, entries=40, smallest_free_bytes=0)
@@ -58,7 +58,8 @@ def client(sources):
 
 @pytest.fixture
 def locked(sources):
-    return TestClient(app(sources, Access(token=TOKEN), metrics=lambda: "up 1\n"), base_url=HERE)
+    figures = Figures(lambda: "up 1\n", lambda: {"status": "ok", "set_aside": 2})
+    return TestClient(app(sources, Access(token=TOKEN), figures=figures), base_url=HERE)
 
 
 def archive(**files):
@@ -176,7 +177,7 @@ def test_without_the_token_nothing_is_told(locked):
     for path in (*filled, "/api/openapi.json"):
         if path not in ("/api/login", "/api/session", "/api/logout"):
             assert {locked.request(m, path).status_code for m in ("GET", "POST")} == {401}, path
-    assert locked.get("/health").json() == {"status": "ok"}
+    assert locked.get("/health").json() == {"status": "ok", "set_aside": 2}
     assert locked.get("/api/session").json()["logged_in"] is False
 
 

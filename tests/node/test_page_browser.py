@@ -25,7 +25,8 @@ sync_api = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("fastapi")
 
 from cddnet.node.web.access import Access  # noqa: E402
-from cddnet.node.web.http import app  # noqa: E402
+from cddnet.node.web.destinations import Changed, DestinationStatus  # noqa: E402
+from cddnet.node.web.http import Figures, app  # noqa: E402
 
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
 FLAGS = [
@@ -437,6 +438,48 @@ def test_the_queue_retries_uploads_and_downloads(watched):
     with page.expect_download() as download:
         page.click("a:has-text('Download')")
     assert download.value.suggested_filename == f"denoised-{VERSION}.zip"
+
+
+class Places:
+    """Destinations, one of which is not configured any more."""
+
+    def __init__(self):
+        self.changes = []
+        self.items = [
+            DestinationStatus(name="pacs", configured=True, queued=2, failed=0, problem=""),
+            DestinationStatus(name="web", configured=True, queued=0, failed=1, problem="it is off"),
+            DestinationStatus(name="old <b>", configured=False, queued=3, failed=0, problem=""),
+        ]
+
+    def view(self):
+        return self.items
+
+    def change(self, change):
+        self.changes.append((change.name, change.to))
+        self.items = self.items[:2]
+        return Changed(objects=3)
+
+
+@pytest.mark.parametrize(("button", "to"), [("Send to web", "web"), ("Drop", None)])
+def test_what_a_destination_of_before_has_not_got_is_shown_and_put_right(
+    browser, tmp_path, button, to
+):
+    sources, places = node_sources(node_folder(tmp_path / "node")), Places()
+    sources.destinations = places
+    figures = Figures(lambda: "", lambda: {"status": "ok", "set_aside": 2})
+    with served(app(sources, Access(), figures=figures)) as url:
+        page = browser.new_page()
+        page.goto(url)
+        page.wait_for_selector("#destinations li")
+        shown = page.locator("#destinations li").all_inner_texts()
+        assert [text.split()[0] for text in shown] == ["web", "old"]
+        assert "it is off" in shown[0]
+        assert "old <b> 3 queued" in shown[1]
+        assert "2 files" in page.inner_text("#aside")
+        page.click(f"button:has-text('{button}')")
+        page.wait_for_function("() => document.querySelectorAll('#destinations li').length === 1")
+        assert places.changes == [("old <b>", to)]
+        page.close()
 
 
 def test_a_result_that_was_made_twice_is_offered_twice(browser, tmp_path):

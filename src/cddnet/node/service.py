@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import queue
 import signal
+import sys
 import threading
 import time
 from functools import partial
@@ -23,7 +26,9 @@ if TYPE_CHECKING:
     from cddnet.node.web.site import Web
 
 HOUR_S = 3600.0
-_PAGE_STOP_S = 10.0
+# From the signal to the end, whatever hangs on.
+STOP_S = 20.0
+_PAGE_STOP_S = 5.0
 CLEAN_EVERY_S = 60.0
 
 
@@ -98,7 +103,7 @@ class Node:
             self.stop()
             raise
 
-    def stop(self, timeout_s: float = 30.0) -> bool:
+    def stop(self, timeout_s: float = STOP_S) -> bool:
         """End in order: callers may end first, then the rest; False where something hung on.
 
         What is half done goes on at the next start.
@@ -114,32 +119,57 @@ class Node:
         ended = not any(thread.is_alive() for thread in self._threads)
         self._station.log.event("stopped")
         if ended:
-            # A thread that hangs on may still write: the journal is then left to the system.
             self._station.close()
+        else:
+            # A thread that hangs on may still write: the journal is then left to the system.
+            self._station.journal.pause_all()
         self._station, self._receiver, self._threads = None, None, []
         return ended
 
-    def run_forever(self, *, page: bool = False) -> None:
-        """Start, with its page if asked, and stop on SIGTERM or SIGINT; for the main thread."""
-        asked = threading.Event()
+    def run_forever(self, *, page: bool = False) -> bool:
+        """Start, with its page if asked, and stop on SIGTERM or SIGINT; for the main thread.
 
-        def ask(_signal: int, _frame: FrameType | None) -> None:
-            asked.set()
+        SIGHUP has the log go on in a new file.  Returns False where something hangs on, such as a
+        thread that waits for an archive; the process should end all the same.
+        """
+        signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        def note(number: int, _frame: FrameType | None) -> None:
+            signals.put(number)
+
+        before = {number: signal.signal(number, note) for number in numbers}
         try:
             station = Station(self._config, self._surroundings)
             # Before anything listens: what a library logs of a caller may name a patient.
             with station.log.guarding():
                 self._run(station)
                 web = self._page() if page else None
-                asked.wait()
+                while signals.get() == signal.SIGHUP:
+                    station.log.reopen()
+                until = time.monotonic() + STOP_S
+                self._stop.set()
                 if web:
                     web.stop(_PAGE_STOP_S)
-                self.stop()
+                ended = self.stop(until - time.monotonic())
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+        return ended and not any(map(_hangs_on, threading.enumerate()))
+
+
+def serve(node: Node, *, page: bool = False) -> None:
+    """Run a node until a signal, and end the process then, whatever hangs on."""
+    if not node.run_forever(page=page):
+        # What was under way goes on at the next start, as after a power cut.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def _hangs_on(thread: threading.Thread) -> bool:
+    """Whether the interpreter would wait for a thread at its end."""
+    return thread is not threading.main_thread() and not thread.daemon
 
 
 class Cleaner:

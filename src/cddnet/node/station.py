@@ -29,6 +29,7 @@ from cddnet.node.store.images import (
 )
 from cddnet.node.store.journal import MOST_DEATHS, Journal
 from cddnet.node.store.secret import Pseudonyms
+from cddnet.node.watch.health import Health
 from cddnet.node.watch.log import NodeLog
 from cddnet.node.watch.metrics import NodeMetrics
 
@@ -90,11 +91,14 @@ class Station:
         )
         mark(folder)
         self.log = NodeLog(names, config, around.stream)
-        self.deliveries = Deliveries(self.journal.database, names.of)
+        self.deliveries = Deliveries(self.journal.database, names.of, self.journal.wall)
+        # Why a destination could not be spoken to, since it last was: name -> words for people.
+        self.troubles: dict[str, str] = {}
         room = Room(config.quota_gb * GB, config.smallest_free_gb * GB)
         self.images = Images(folder, room, around.free)
         self.decisions = Decisions(self.images, self.journal)
-        self.metrics = NodeMetrics(self.journal, config, self.images.used_bytes)
+        self.metrics = NodeMetrics(self.journal, config, self.images, self.journal.clock)
+        self.health = Health(self.journal, self.images.aside, self.journal.clock)
         recovered = self.journal.recover()
         if (folder / WAL).is_file():
             self._lock.journal_opened()

@@ -15,7 +15,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from cddnet.node.receive.inflow import without_delay
-from cddnet.node.send.sender import Outcome, Unreachable
+from cddnet.node.send.sender import Outcome, Unreachable, unresolved
 from cddnet.node.settings.config import DicomDestination
 from cddnet.node.settings.tls import client_tls
 from cddnet.node.station import Station
@@ -107,17 +107,20 @@ class StoreCarrier:
 
     def _associate(self, entity: AE, **options: Any) -> Association:  # noqa: ANN401
         there = self._destination
-        association = entity.associate(
-            there.host,
-            there.port,
-            ae_title=there.ae_title,
-            tls_args=None if there.tls is None else (client_tls(there.tls), there.host),
-            evt_handlers=[
-                (evt.EVT_N_EVENT_REPORT, self._reported),
-                (evt.EVT_CONN_OPEN, lambda event: without_delay(event.assoc.dul.socket.socket)),
-            ],
-            **options,
-        )
+        try:
+            association = entity.associate(
+                there.host,
+                there.port,
+                ae_title=there.ae_title,
+                tls_args=None if there.tls is None else (client_tls(there.tls), there.host),
+                evt_handlers=[
+                    (evt.EVT_N_EVENT_REPORT, self._reported),
+                    (evt.EVT_CONN_OPEN, lambda event: without_delay(event.assoc.dul.socket.socket)),
+                ],
+                **options,
+            )
+        except (OSError, UnicodeError) as error:
+            raise Unreachable(unresolved(error) or "the archive did not answer") from error
         if not association.is_established:
             rejected = "refused the association" if association.is_rejected else "did not answer"
             raise Unreachable(f"the archive {rejected}")
@@ -148,6 +151,8 @@ class StoreCarrier:
             return None
         except ValueError:
             return "the archive accepts no such image, or it cannot be encoded"
+        except Exception as error:
+            return f"it cannot be sent ({type(error).__name__})"
         if "Status" not in status:
             return None
         if status.Status == SUCCESS or status.Status in WARNING:

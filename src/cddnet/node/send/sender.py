@@ -5,6 +5,7 @@ What was sent twice after a crash is the same object, so that an archive keeps o
 
 from __future__ import annotations
 
+import socket
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,16 @@ IDLE_S = 0.25
 
 class Unreachable(Exception):
     """A destination that cannot be spoken to; what was not sent yet is not to blame."""
+
+
+def unresolved(error: BaseException) -> str:
+    """What people read where a host name leads nowhere; "" for any other error."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, socket.gaierror | UnicodeError):
+            return "the host name of the archive is not known here; check it, or the name server"
+        chain = chain.__cause__ or chain.__context__
+    return ""
 
 
 class Outcome(NamedTuple):
@@ -57,8 +68,9 @@ class Sender:
             try:
                 wait_s = self.step(stop)
             except Exception as error:
+                # A full disk under the journal, for one: what was sent is sent again.
                 self._station.log.error("crashed", error, destination=self._name)
-                wait_s = self._destination.retries.first_s
+                wait_s = self._backoff()
             if wait_s:
                 stop.wait(wait_s)
 
@@ -66,12 +78,14 @@ class Sender:
         """Send what is due, and ask for commitment; returns seconds to wait."""
         stop = stop or threading.Event()
         deliveries = self._station.deliveries
-        parcels = deliveries.due(self._name, AT_ONCE)
+        longest_s = self._destination.retries.longest_s
+        parcels = deliveries.due(self._name, AT_ONCE, longest_s)
         if parcels:
             return self._send(parcels, stop)
         if isinstance(self._destination, DicomDestination) and self._destination.commitment:
             deliveries.give_up(self._name, self._destination.retries)
-            stored = deliveries.to_commit(self._name, ASKED_AT_ONCE)
+            longest_s = max(longest_s, self._destination.timeout_s)
+            stored = deliveries.to_commit(self._name, ASKED_AT_ONCE, longest_s)
             if stored:
                 return self._ask(stored)
         return IDLE_S
@@ -81,8 +95,12 @@ class Sender:
         try:
             outcome = self._carrier.carry(parcels, stop)
         except Unreachable as error:
-            return self._unreachable(error, [parcels[0].sop_uid])
-        self._in_a_row = 0
+            return self._unreachable(error, str(error), [parcels[0].sop_uid])
+        except Exception as error:
+            # Whatever it is, it must neither stop the queue nor come back without a pause.
+            words = f"it could not be sent ({type(error).__name__})"
+            return self._unreachable(error, words, [parcels[0].sop_uid])
+        self._reached()
         commitment = isinstance(destination, DicomDestination) and destination.commitment
         deliveries.delivered(self._name, outcome.stored, commitment=commitment)
         for uid, reason in outcome.refused.items():
@@ -96,12 +114,19 @@ class Sender:
             )
         return 0.0
 
-    def _unreachable(self, error: Unreachable, uids: Sequence[str]) -> float:
-        """Only the first object counts an attempt: of a night without the archive, few are many."""
-        retries = self._destination.retries
+    def _reached(self) -> None:
+        self._in_a_row = 0
+        self._station.troubles.pop(self._name, None)
+
+    def _backoff(self) -> float:
         self._in_a_row += 1
-        wait_s = backoff_s(retries, self._in_a_row)
-        self._station.deliveries.failed(self._name, uids, str(error), retries)
+        return backoff_s(self._destination.retries, self._in_a_row)
+
+    def _unreachable(self, error: Exception, words: str, uids: Sequence[str]) -> float:
+        """Only the first object counts an attempt: of a night without the archive, few are many."""
+        self._station.troubles[self._name] = words
+        wait_s = self._backoff()
+        self._station.deliveries.failed(self._name, uids, words, self._destination.retries)
         self._station.log.error(
             "send_failed", error, destination=self._name, reason="no_answer", wait_s=wait_s
         )
@@ -117,12 +142,13 @@ class Sender:
         log = self._station.log
         try:
             self._carrier.ask(parcels, transaction)
-        except Unreachable as error:
-            self._in_a_row += 1
-            wait_s = backoff_s(destination.retries, self._in_a_row)
+        except Exception as error:
+            known = isinstance(error, Unreachable)
+            words = str(error) if known else f"it could not be asked ({type(error).__name__})"
+            self._station.troubles[self._name] = words
             log.error("not_committed", error, destination=self._name, reason="no_answer")
-            return wait_s
-        self._in_a_row = 0
+            return self._backoff()
+        self._reached()
         log.event("commitment_asked", destination=self._name, count=len(parcels))
         return 0.0
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import httpx
 
-from cddnet.node.send.sender import Outcome, Unreachable
+from cddnet.node.send.sender import Outcome, Unreachable, unresolved
 from cddnet.node.settings.config import DicomwebDestination, read_token
 from cddnet.node.settings.tls import client_tls
 from cddnet.node.store.images import Images
@@ -99,8 +99,9 @@ class StowCarrier:
                 content=b"".join(parts),
                 headers={"Content-Type": kind},
             )
-        except httpx.HTTPError as error:
-            raise Unreachable(f"the archive did not answer ({type(error).__name__})") from None
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+            words = f"the archive did not answer ({type(error).__name__})"
+            raise Unreachable(unresolved(error) or words) from None
         outcome = outcome_of(response.status_code, response.content, sent)
         return Outcome(outcome.stored, {**outcome.refused, **missing})
 

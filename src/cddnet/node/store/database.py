@@ -101,10 +101,19 @@ class Database:
             # Not in the write-ahead log alone: without that it would be an empty journal.
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    def rows(self, sql: str, values: Sequence[object] = ()) -> list[sqlite3.Row]:
-        """What a query finds."""
-        with self._lock:
+    def rows(
+        self, sql: str, values: Sequence[object] = (), *, patience_s: float = -1
+    ) -> list[sqlite3.Row]:
+        """What a query finds.
+
+        patience_s: while others write; -1: without end.  Raises TimeoutError where it ends.
+        """
+        if not self._lock.acquire(timeout=patience_s):
+            raise TimeoutError("the journal is busy")
+        try:
             return self._connection.execute(sql, values).fetchall()
+        finally:
+            self._lock.release()
 
     def number(self, sql: str, values: Sequence[object] = ()) -> int:
         """The one whole number that a query finds; 0 for none."""

@@ -2,19 +2,22 @@
 
 States of an object at a destination: queued -> sent, or, where storage commitment is asked for,
 queued -> stored -> committed; failed once a person must look. A refused commitment queues it again.
+dropped: a person decided that the destination need not have it.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 
 from cddnet.node.settings.parts import Retries
 from cddnet.node.store.database import Database
 from cddnet.node.store.images import decision_file
-from cddnet.node.store.records import Parcel
+from cddnet.node.store.records import Parcel, Waiting
 
-FINAL = "('sent', 'committed')"
+FINAL = "('sent', 'committed', 'dropped')"
 # One of its outputs is not made, or one of its objects not where it shall be.
 OPEN = (
     "EXISTS (SELECT 1 FROM outputs AS o WHERE o.series_uid=s.series_uid "
@@ -22,7 +25,8 @@ OPEN = (
     "JOIN objects USING (output_key) JOIN sends USING (sop_uid) "
     f"WHERE o.series_uid=s.series_uid AND sends.state NOT IN {FINAL})"
 )
-DISPOSABLE = f"s.state IN ('ignored', 'refused') OR (s.state='complete' AND NOT ({OPEN}))"
+# Nobody waits for it any more.
+OVER = f"s.state IN ('ignored', 'refused') OR (s.state='complete' AND NOT ({OPEN}))"
 
 
 def backoff_s(retries: Retries, failures: int) -> float:
@@ -33,19 +37,32 @@ def backoff_s(retries: Retries, failures: int) -> float:
 class Deliveries:
     """The sending side of the journal; any thread may use it."""
 
-    def __init__(self, database: Database, name: Callable[[str], str]) -> None:
-        """name: UID -> what an object is called in the audit."""
+    def __init__(
+        self,
+        database: Database,
+        name: Callable[[str], str],
+        wall: Callable[[], float] | None = None,
+    ) -> None:
+        """name: UID -> what an object is called in the audit.  wall: for its dates."""
         self._database, self._clock, self._name = database, database.clock, name
+        self._wall = wall or database.clock
 
-    def due(self, destination: str, limit: int) -> list[Parcel]:
-        """Objects to send now, the oldest first."""
-        found = self._database.rows(
+    def due(self, destination: str, limit: int, longest_s: float = math.inf) -> list[Parcel]:
+        """Objects to send now, the oldest first.
+
+        longest_s: the longest wait there is; what waits longer does so by a clock that was wrong.
+        """
+        return self._parcels("queued", destination, limit, longest_s)
+
+    def _parcels(self, state: str, destination: str, limit: int, longest_s: float) -> list[Parcel]:
+        now = self._clock()
+        rows = self._database.rows(
             "SELECT sop_uid, sop_class, file, attempts FROM sends JOIN objects USING (sop_uid) "
-            "WHERE destination=? AND state='queued' AND next_at<=? ORDER BY next_at, number "
-            "LIMIT ?",
-            (destination, self._clock(), limit),
+            "WHERE destination=? AND state=? AND (next_at<=? OR next_at>?) "
+            "ORDER BY next_at, number LIMIT ?",
+            (destination, state, now, now + longest_s, limit),
         )
-        return [Parcel(*row) for row in found]
+        return [Parcel(*row) for row in rows]
 
     def delivered(self, destination: str, uids: Iterable[str], *, commitment: bool) -> None:
         """The destination stored these. commitment: it has still to be asked for it."""
@@ -83,15 +100,12 @@ class Deliveries:
                     ),
                 )
 
-    def to_commit(self, destination: str, limit: int) -> list[Parcel]:
-        """Objects to ask commitment for: never asked, or not answered for too long."""
-        found = self._database.rows(
-            "SELECT sop_uid, sop_class, file, attempts FROM sends JOIN objects USING (sop_uid) "
-            "WHERE destination=? AND state='stored' AND next_at<=? ORDER BY next_at, number "
-            "LIMIT ?",
-            (destination, self._clock(), limit),
-        )
-        return [Parcel(*row) for row in found]
+    def to_commit(self, destination: str, limit: int, longest_s: float = math.inf) -> list[Parcel]:
+        """Objects to ask commitment for: never asked, or not answered for too long.
+
+        longest_s: as for `due`.
+        """
+        return self._parcels("stored", destination, limit, longest_s)
 
     def asked(
         self, destination: str, parcels: Sequence[Parcel], transaction: str, wait_s: float
@@ -147,7 +161,7 @@ class Deliveries:
             "SELECT ?, ?, s.key, coalesce(i.caller, ''), o.weights, 1, ?, ? FROM objects AS o "
             "JOIN outputs USING (output_key) JOIN series AS s USING (series_uid) "
             "LEFT JOIN instances AS i ON i.sop_uid=o.source_uid WHERE o.sop_uid=?",
-            (self._clock(), what, self._name(uid), destination, uid),
+            (self._wall(), what, self._name(uid), destination, uid),
         )
 
     def asked_about(self, transaction: str) -> frozenset[str]:
@@ -157,13 +171,69 @@ class Deliveries:
         )
         return frozenset(row["sop_uid"] for row in found)
 
+    def waiting(self) -> list[Waiting]:
+        """What each destination still waits for, those that are not configured any more too."""
+        rows = self._database.rows(
+            "SELECT destination, sum(state<>'failed'), sum(state='failed') FROM sends "
+            f"WHERE state NOT IN {FINAL} GROUP BY destination ORDER BY destination"
+        )
+        return [Waiting(*row) for row in rows]
+
+    def redirect(self, destination: str, to: str) -> int:
+        """Send what a destination has not got to another one; late slices follow.
+
+        Returns how many objects are on another way now.
+        """
+        open_there = f"destination=? AND state NOT IN {FINAL}"
+        with self._database.transaction() as connection:
+            self._note_all(connection, "redirected", destination)
+            count = connection.execute(
+                f"SELECT count(*) FROM sends WHERE {open_there}", (destination,)
+            ).fetchone()[0]
+            connection.execute(
+                "UPDATE OR IGNORE sends SET destination=?, state='queued', attempts=0, next_at=0, "
+                f"error='', transaction_uid=NULL, changed_at=? WHERE {open_there}",
+                (to, self._clock(), destination),
+            )
+            # Objects that were on their way to both.
+            connection.execute(f"DELETE FROM sends WHERE {open_there}", (destination,))
+            for key, spec in connection.execute("SELECT output_key, spec FROM outputs").fetchall():
+                order = json.loads(spec)
+                if destination in order["destinations"]:
+                    names = (to if name == destination else name for name in order["destinations"])
+                    order["destinations"] = list(dict.fromkeys(names))
+                    connection.execute(
+                        "UPDATE outputs SET spec=? WHERE output_key=?", (json.dumps(order), key)
+                    )
+        return int(count)
+
+    def drop(self, destination: str) -> int:
+        """A destination need not have what it has not got; returns how many objects that are."""
+        with self._database.transaction() as connection:
+            self._note_all(connection, "dropped", destination)
+            return connection.execute(
+                "UPDATE sends SET state='dropped', error='', transaction_uid=NULL, changed_at=? "
+                f"WHERE destination=? AND state NOT IN {FINAL}",
+                (self._clock(), destination),
+            ).rowcount
+
+    def _note_all(self, connection: sqlite3.Connection, what: str, destination: str) -> None:
+        """A line of the audit for each series with objects that a destination has not got."""
+        connection.execute(
+            "INSERT INTO audit (at, what, series, caller, weights, count, destination) "
+            "SELECT ?, ?, s.key, '', '', count(*), ? FROM sends JOIN objects USING (sop_uid) "
+            "JOIN outputs USING (output_key) JOIN series AS s USING (series_uid) "
+            f"WHERE sends.destination=? AND sends.state NOT IN {FINAL} GROUP BY s.key",
+            (self._wall(), what, destination, destination),
+        )
+
     def disposable(self) -> list[tuple[str, float]]:
         """(series UID, last change) of the series that nobody waits for, the oldest first."""
         found = self._database.rows(
             "SELECT s.series_uid, max(s.last_at, coalesce((SELECT max(changed_at) FROM sends "
             "JOIN objects USING (sop_uid) JOIN outputs AS o USING (output_key) "
             "WHERE o.series_uid=s.series_uid), 0)) AS changed_at FROM series AS s "
-            f"WHERE {DISPOSABLE} "
+            f"WHERE {OVER} "
             "ORDER BY changed_at",
         )
         return [(row["series_uid"], row["changed_at"]) for row in found]
@@ -177,7 +247,7 @@ class Deliveries:
         own = "(SELECT output_key FROM outputs WHERE series_uid=?)"
         with self._database.transaction() as connection:
             changed = connection.execute(
-                f"UPDATE series AS s SET state='purged' WHERE series_uid=? AND ({DISPOSABLE})",
+                f"UPDATE series AS s SET state='purged' WHERE series_uid=? AND ({OVER})",
                 (series_uid,),
             )
             if not changed.rowcount:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from cddnet.node.store import overview
 from cddnet.node.store.database import Database, Earlier, JournalDamaged
+from cddnet.node.store.deliveries import OVER
 from cddnet.node.store.records import (
     Arrival,
     Due,
@@ -34,6 +35,7 @@ from cddnet.node.store.retry import retry
 from cddnet.node.store.secret import Pseudonyms
 
 MOST_DEATHS = 3
+FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 320.0
 DIED = (
     f"the node ended {MOST_DEATHS} times while it worked on this series, and leaves it alone now; "
     "look at the log and at the memory of the machine, then retry."
@@ -119,19 +121,19 @@ class Journal:
             )
         return Recovered(again, tuple(row["series_uid"] for row in given_up))
 
-    def release(self, first_wait_s: float) -> None:
+    def release(self) -> None:
         """Let wait what is still noted as being worked on although nobody works on it.
 
         For the one who works, before anything new is begun: the end of the work before may not
-        have been noted, such as on a full disk. The wait doubles each time, 64-fold at most.
+        have been noted, such as on a full disk.
         """
         if not self.database.number("SELECT count(*) FROM outputs WHERE state='processing'"):
             return
         with self.database.transaction() as connection:
             connection.execute(
                 "UPDATE outputs SET state='waiting', error=?, attempts=attempts+1, "
-                "next_at=? + ? * (1 << min(attempts, 6)) WHERE state='processing'",
-                (UNFINISHED, self.clock(), first_wait_s),
+                "next_at=? + min(?, ? * (1 << min(attempts, 30))) WHERE state='processing'",
+                (UNFINISHED, self.clock(), LONGEST_WAIT_S, FIRST_WAIT_S),
             )
 
     def files(self) -> list[tuple[str, int]]:
@@ -261,11 +263,11 @@ class Journal:
         """Series that are complete: quiet for long enough, or with all the slices they expect."""
         now = self.clock()
         found = self.database.rows(
-            "SELECT * FROM series WHERE state='receiving' AND next_at<=? AND (last_at<=? OR "
-            "last_at>? OR (expected>0 AND expected<=(SELECT count(*) FROM instances AS i "
-            "WHERE i.series_uid=series.series_uid))) ORDER BY first_at",
+            "SELECT * FROM series WHERE state='receiving' AND (next_at<=? OR next_at>?) AND "
+            "(last_at<=? OR last_at>? OR (expected>0 AND expected<=(SELECT count(*) FROM "
+            "instances AS i WHERE i.series_uid=series.series_uid))) ORDER BY first_at",
             # A clock that was put back must not hold a series for ever.
-            (now, now - quiet_s, now + quiet_s),
+            (now, now + LONGEST_WAIT_S, now - quiet_s, now + quiet_s),
         )
         return [
             Due(
@@ -370,12 +372,13 @@ class Journal:
 
     def take(self) -> Job | None:
         """The next output to make, now `processing`; None where there is none."""
+        now = self.clock()
         with self.database.transaction() as connection:
             row = connection.execute(
                 "SELECT o.*, s.frozen FROM outputs AS o JOIN series AS s USING (series_uid) "
-                "WHERE o.state='waiting' AND o.next_at<=? AND s.state='complete' "
+                "WHERE o.state='waiting' AND (o.next_at<=? OR o.next_at>?) AND s.state='complete' "
                 "ORDER BY s.first_at, o.place LIMIT 1",
-                (self.clock(),),
+                (now, now + LONGEST_WAIT_S),
             ).fetchone()
             if row is None:
                 return None
@@ -481,6 +484,12 @@ class Journal:
                 (job.output_key,),
             )
 
+    def pause_all(self) -> None:
+        """Count no death for what is under way: the node stops in order, and leaves it hanging."""
+        with self.database.transaction() as connection:
+            connection.execute("UPDATE outputs SET state='waiting' WHERE state='processing'")
+            connection.execute("UPDATE series SET deciding=0 WHERE deciding")
+
     def retry(self, key: str) -> bool:
         """Let what failed or was refused of a series try again at once; False where nothing did."""
         with self.database.transaction() as connection:
@@ -503,6 +512,17 @@ class Journal:
         newest = "SELECT * FROM audit ORDER BY number DESC LIMIT ?"
         return [dict(row) for row in self.database.rows(newest, (limit,))]
 
+    def oldest_unfinished_at(self, patience_s: float = -1) -> float | None:
+        """When the last slice came of the series that waits longest for anybody; None without one.
+
+        patience_s: for the journal, while others write; -1: without end.  Raises TimeoutError.
+        """
+        rows = self.database.rows(
+            f"SELECT min(last_at) AS at FROM series AS s WHERE s.state<>'purged' AND NOT ({OVER})",
+            patience_s=patience_s,
+        )
+        return None if rows[0]["at"] is None else float(rows[0]["at"])
+
     def queue(self) -> list[SeriesRow]:
         """Every series, the newest first."""
         return overview.series_rows(self.database)
@@ -522,6 +542,11 @@ class Journal:
             (series_uid,),
         )
         return tuple((row["sop_class"], row["file"]) for row in found)
+
+
+def wait_s(failures: int) -> float:
+    """Seconds until the work on something that failed so often is tried again."""
+    return float(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(max(0, failures - 1), 30)))
 
 
 def storable(text: str) -> str:

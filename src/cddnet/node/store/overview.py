@@ -107,7 +107,7 @@ def _version_key(row: sqlite3.Row) -> str:
 def _column(state: str) -> str:
     if state in SENT:
         return "sent"
-    return "failed" if state == "failed" else "queued"
+    return state if state in ("failed", "dropped") else "queued"
 
 
 def _series(

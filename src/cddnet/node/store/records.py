@@ -88,6 +88,14 @@ class Parcel(NamedTuple):
     attempts: int
 
 
+class Waiting(NamedTuple):
+    """What a destination has not got."""
+
+    destination: str
+    queued: int  # objects on their way, those whose commitment is awaited too
+    failed: int  # objects that a person must look at
+
+
 class Version(NamedTuple):
     """An output made in one way, with the files to show: late slices may have been made in another.
 

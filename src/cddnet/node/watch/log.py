@@ -33,7 +33,7 @@ class NodeLog:
     def __init__(self, names: Pseudonyms, config: NodeConfig, stream: TextIO | None = None) -> None:
         """`stream`: in place of the file of the configuration, or standard error."""
         self._names = names
-        self._own_file = stream is None and config.log_file is not None
+        self._file = config.log_file if stream is None else None
         self._stream = stream or _opened(config.log_file)
         self._known = _names_in(config)
         self._lock = threading.Lock()
@@ -48,8 +48,25 @@ class NodeLog:
 
     def close(self) -> None:
         """Close the file, if the log opened one."""
-        if self._own_file:
+        if self._file is not None:
             self._stream.close()
+
+    def reopen(self) -> None:
+        """Go on in a new file under the configured name, where the old one was moved away.
+
+        Where it cannot be opened, the log goes on in the old one.
+        """
+        if self._file is None:
+            return
+        try:
+            stream = _opened(self._file)
+        except OSError as error:
+            self.error("crashed", error)
+            return
+        with self._lock:
+            before, self._stream = self._stream, stream
+            before.close()
+        self.event("log_reopened")
 
     @contextmanager
     def guarding(self) -> Iterator[None]:

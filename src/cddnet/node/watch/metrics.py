@@ -47,14 +47,34 @@ class Queue(Protocol):
         """Every series."""
         ...
 
+    def oldest_unfinished_at(self) -> float | None:
+        """When the last slice of the oldest came that anybody waits for; None without one."""
+        ...
+
+
+class Usage(Protocol):
+    """What the images tell of the disk."""
+
+    def used_bytes(self) -> int:
+        """Of all that counts towards the quota."""
+        ...
+
+    def aside(self) -> int:
+        """How many files are set aside."""
+        ...
+
 
 class NodeMetrics:
     """Counts since the start, and what the journal and the disk say at the time of asking."""
 
     def __init__(
-        self, journal: Queue, config: NodeConfig, used_bytes: Callable[[], int] | None = None
+        self,
+        journal: Queue,
+        config: NodeConfig,
+        usage: Usage | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        """used_bytes: of all images in the folder; None: not told."""
+        """usage: None: left out.  clock: that of the journal."""
         self._registry = CollectorRegistry()
         self._received = self._counter("received", "instances accepted")
         self._bytes = self._counter("received_bytes", "bytes of accepted instances")
@@ -67,7 +87,7 @@ class NodeMetrics:
             buckets=PROCESSING_SECONDS,
             registry=self._registry,
         )
-        self._registry.register(_Present(journal, config, used_bytes))
+        self._registry.register(_Present(journal, config, usage, clock))
 
     def received(self, size_bytes: int) -> None:
         """An instance was accepted."""
@@ -99,9 +119,9 @@ class _Present(Collector):
     """Figures that are looked up when they are asked for."""
 
     def __init__(
-        self, journal: Queue, config: NodeConfig, used_bytes: Callable[[], int] | None
+        self, journal: Queue, config: NodeConfig, usage: Usage | None, clock: Callable[[], float]
     ) -> None:
-        self._journal, self._config, self._used_bytes = journal, config, used_bytes
+        self._journal, self._config, self._usage, self._clock = journal, config, usage, clock
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
         """Nothing: the journal need not be open yet when this is registered."""
@@ -121,20 +141,34 @@ class _Present(Collector):
                     known = name if name in self._config.destinations else OTHER
                     counts[known] = counts.get(known, 0) + numbers[place]
             yield _labelled(told, f"objects {told} by destination", "destination", counts)
-        yield _gauge("oldest_unsent_seconds", "age of the oldest unsent series", _oldest_s(rows))
+        now = self._clock()
+        unsent_at = min((row.first_at for row in rows if _is_unsent(row)), default=None)
+        yield _age("oldest_unsent_seconds", "age of the oldest unsent series", now, unsent_at)
+        unfinished_at = self._journal.oldest_unfinished_at()
+        yield _age(
+            "oldest_unfinished_seconds",
+            "since the last slice of the oldest series that anybody waits for",
+            now,
+            unfinished_at,
+        )
         disk = shutil.disk_usage(self._config.folder)
         yield _gauge("disk_free_bytes", "free on the disk of the folder", disk.free)
         needed = self._config.smallest_free_gb * GB
         yield _gauge("disk_needed_bytes", "with less, instances are refused", needed)
-        if self._used_bytes is not None:
-            yield _gauge("used_bytes", "of all images", self._used_bytes())
+        if self._usage is not None:
+            used, aside = self._usage.used_bytes(), self._usage.aside()
+            yield _gauge("used_bytes", "of images, journal and files set aside", used)
+            yield _gauge("set_aside_files", "files that a person should look at", aside)
         yield _gauge("quota_bytes", "that all images may use", self._config.quota_gb * GB)
 
 
-def _oldest_s(rows: Sequence[SeriesRow]) -> float:
-    """Seconds since the first slice of the oldest series that a destination still waits for."""
-    unsent = [row.first_at for row in rows if any(_waits(output) for output in row.outputs)]
-    return max(0.0, time.time() - min(unsent)) if unsent else 0.0
+def _is_unsent(row: SeriesRow) -> bool:
+    """Whether a destination still waits for objects of a series."""
+    return any(_waits(output) for output in row.outputs)
+
+
+def _age(name: str, told: str, now: float, since: float | None) -> GaugeMetricFamily:
+    return _gauge(name, told, 0.0 if since is None else max(0.0, now - since))
 
 
 def _waits(output: OutputRow) -> bool:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 try:
     from fastapi import FastAPI, HTTPException, Request, Response
@@ -24,6 +24,7 @@ from pydantic import BaseModel, Field
 from cddnet import __version__
 from cddnet.errors import CddnetError
 from cddnet.node.web.access import COOKIE, SESSION_S, UPLOAD, Access, Guard, Told
+from cddnet.node.web.destinations import Change, Changed, DestinationStatus
 from cddnet.node.web.pairs import Manifest, Sources, plain
 from cddnet.node.web.uploads import (
     Limits,
@@ -69,6 +70,13 @@ class Problem(BaseModel):
     detail: str
 
 
+class Figures(NamedTuple):
+    """What machines ask a node for."""
+
+    metrics: Callable[[], str]  # text for Prometheus
+    health: Callable[[], Mapping[str, object]]  # what anybody may know
+
+
 def _refusals(*codes: int) -> dict[int | str, dict[str, object]]:
     return {code: {"model": Problem} for code in (*codes, 401, 403, 421)}
 
@@ -77,13 +85,13 @@ def app(
     sources: Sources,
     access: Access,
     *,
-    metrics: Callable[[], str] | None = None,
+    figures: Figures | None = None,
     limits: Limits | None = None,
     told: Told = lambda event, reason, peer: None,
 ) -> FastAPI:
     """The page over `sources`; queue, retry, upload and download where these are a node's.
 
-    metrics: text for Prometheus.  told: hears what was refused and done, for the log.
+    figures: of a node.  told: hears what was refused and done, for the log.
     """
     page = FastAPI(
         title="cddnet",
@@ -101,15 +109,21 @@ def app(
 
     page.add_exception_handler(CddnetError, in_words)
     _add_entry(page, sources, access, told)
+
+    @page.get("/health")
+    def _health() -> dict[str, object]:
+        return {"status": "ok"} if figures is None else dict(figures.health())
+
     _add_slices(page, sources)
     if isinstance(sources, NodeSources):
         _add_queue(page, sources, told)
+        _add_destinations(page, sources)
         _add_exchange(page, sources, limits or Limits(), told)
-    if metrics is not None:
+    if figures is not None:
 
         @page.get("/metrics", response_class=PlainTextResponse, responses=_refusals())
         def _metrics() -> str:
-            return metrics()
+            return figures.metrics()
 
     return page
 
@@ -141,10 +155,6 @@ def _add_entry(page: FastAPI, sources: Sources, access: Access, told: Told) -> N
     @page.get("/page/{name}", include_in_schema=False)
     def _page(name: str) -> Response:
         return file(name)
-
-    @page.get("/health")
-    def _health() -> dict[str, str]:
-        return {"status": "ok"}
 
     @page.get("/api/session", responses=_refusals())
     def _session(request: Request) -> Session:
@@ -224,6 +234,21 @@ def _add_queue(page: FastAPI, sources: NodeSources, told: Told) -> None:
             return {"retried": again}
         except KeyError:
             raise HTTPException(404, "there is no such series (any more)") from None
+
+
+def _add_destinations(page: FastAPI, sources: NodeSources) -> None:
+    @page.get("/api/destinations", responses=_refusals())
+    def _destinations() -> list[DestinationStatus]:
+        return [] if sources.destinations is None else sources.destinations.view()
+
+    @page.post("/api/destinations", responses=_refusals(404, 409, 413))
+    def _change(change: Change) -> Changed:
+        try:
+            if sources.destinations is None:
+                raise KeyError(change.name)
+            return sources.destinations.change(change)
+        except KeyError:
+            raise HTTPException(404, "nothing waits for a destination of that name") from None
 
 
 def _add_exchange(page: FastAPI, sources: NodeSources, limits: Limits, told: Told) -> None:

@@ -9,7 +9,8 @@ from cddnet.node.settings.config import NodeConfig
 from cddnet.node.station import Station
 from cddnet.node.watch.vocabulary import Event
 from cddnet.node.web.access import LOOPBACK, Access, Told
-from cddnet.node.web.http import app
+from cddnet.node.web.destinations import Destinations
+from cddnet.node.web.http import Figures, app
 from cddnet.node.web.serving import listen, server
 from cddnet.node.web.uploads import Limits, clear_uploads
 from cddnet.node.web.views import NodeSources
@@ -33,9 +34,19 @@ class Web:
         http = config.http
         clear_uploads(config.folder)
         page = app(
-            NodeSources(station.journal, config.folder, receiver.take_file),
+            NodeSources(
+                station.journal,
+                config.folder,
+                receiver.take_file,
+                Destinations(
+                    station.deliveries,
+                    tuple(config.destinations),
+                    station.troubles,
+                    lambda event, count: station.log.event(event, count=count),
+                ),
+            ),
             Access(hosts=(*LOOPBACK, http.host, *http.hosts), token=http.secret()),
-            metrics=lambda: station.metrics.text().decode(),
+            figures=Figures(lambda: station.metrics.text().decode(), station.health.view),
             limits=Limits(
                 smallest_free_bytes=int(config.smallest_free_gb * _GB),
                 # A file is held twice on its way into the store.

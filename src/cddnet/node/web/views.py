@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from cddnet.errors import CddnetError
 from cddnet.formats.dicom import read_files
 from cddnet.node.store.records import OutputRow, SeriesRow, Version
+from cddnet.node.web.destinations import Destinations
 from cddnet.node.web.pairs import Pair, plain
 
 MOST_SERIES = 500
@@ -93,13 +94,20 @@ class NodeSources:
     """Queue, results and uploads of a node.
 
     folder: of the node.  take: keeps a DICOM file as if it had been sent, and returns the key of
-    its series; raises CddnetError where the node refuses it.
+    its series; raises CddnetError where the node refuses it.  destinations: None: not shown.
     """
 
     first: str | None = None
 
-    def __init__(self, journal: Rows, folder: Path, take: Callable[[Path], str]) -> None:
+    def __init__(
+        self,
+        journal: Rows,
+        folder: Path,
+        take: Callable[[Path], str],
+        destinations: Destinations | None = None,
+    ) -> None:
         self._journal, self.folder, self.take = journal, folder, take
+        self.destinations = destinations
         self._open: OrderedDict[str, tuple[Version, Pair]] = OrderedDict()
         self._lock = Lock()
 

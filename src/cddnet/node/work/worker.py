@@ -29,6 +29,7 @@ from cddnet.formats.dicom import DicomHeaders, read_files
 from cddnet.node.settings.rules import Order, Output, asks_for_caller, decide, facts_of
 from cddnet.node.station import Station
 from cddnet.node.store.images import flush_folder, sha256_of
+from cddnet.node.store.journal import wait_s
 from cddnet.node.store.records import ENHANCED_CT, Due, End, Job, Made
 from cddnet.node.watch.vocabulary import Event
 from cddnet.node.work.fitness import Verdict, judged, refused_text
@@ -40,7 +41,6 @@ Denoise = Callable[[CTVolume, Order], CTVolume]
 AT_ONCE = 16
 LONGEST_UNSAVED_S = 5.0
 ATTEMPTS = 3
-FIRST_WAIT_S = 5.0
 UNKNOWN_SENDER = (
     "it is not known any more who sent this series, and rule '{rule}' asks for the sender. Retry: "
     "the rules then decide without a sender."
@@ -96,7 +96,7 @@ class Worker:
     def step(self, stop: threading.Event | None = None) -> bool:
         """Decide on every complete series and make one output; False where there was none."""
         stop = stop or threading.Event()
-        self._journal.release(FIRST_WAIT_S)
+        self._journal.release()
         for due in self._journal.due(self._config.quiet_s):
             if stop.is_set():
                 return False
@@ -115,8 +115,8 @@ class Worker:
             self._decide(due)
         except Exception as error:
             last = due.attempts + 1 >= ATTEMPTS and not _disk(error)
-            wait_s = None if last else FIRST_WAIT_S * 2.0 ** min(due.attempts, 6)
-            self._journal.postpone(due, readable(error), wait_s)
+            again_s = None if last else wait_s(due.attempts + 1)
+            self._journal.postpone(due, readable(error), again_s)
             self._station.log.error(
                 "failed", error, series=due.series_uid, attempts=due.attempts + 1
             )
@@ -195,8 +195,7 @@ class Worker:
         unfit = isinstance(error, DicomError | GeometryError | UnfitError)
         last = job.attempts + 1 >= ATTEMPTS and not _disk(error)
         state: End = "refused" if unfit else "failed" if last else "waiting"
-        wait_s = FIRST_WAIT_S * 2.0 ** min(job.attempts, 6)
-        self._journal.finish(job, state, readable(error), wait_s=wait_s)
+        self._journal.finish(job, state, readable(error), wait_s=wait_s(job.attempts + 1))
         event: Event = "series_refused" if unfit else "failed"
         self._station.log.error(
             event, error, series=job.series_uid, state=state, attempts=job.attempts + 1

@@ -70,16 +70,7 @@ function row(series) {
   const expected = series.expected ? ` of ${series.expected}` : "";
   const retry = element("button", { type: "button", textContent: "Retry" });
   retry.setAttribute("aria-label", `Retry series ${series.key}`);
-  retry.addEventListener("click", async () => {
-    retry.disabled = true;
-    try {
-      await askJson(`/api/series/${series.key}/retry`, { method: "POST" });
-      find("problem").textContent = "";
-    } catch (error) {
-      find("problem").textContent = error.message;
-    }
-    refresh();
-  });
+  retry.addEventListener("click", () => act(retry, `/api/series/${series.key}/retry`, { method: "POST" }));
   const told = series.outputs.map((output) => output.error);
   const own = series.error && !told.includes(series.error)
     ? [element("p", { className: "error", textContent: series.error })] : [];
@@ -96,11 +87,58 @@ function row(series) {
   );
 }
 
+async function act(button, ...request) {
+  button.disabled = true;
+  try {
+    await askJson(...request);
+    find("problem").textContent = "";
+  } catch (error) {
+    find("problem").textContent = error.message;
+  }
+  refresh();
+}
+
+function destination({ name, configured, queued, failed, problem }, others) {
+  const waiting = [[queued, "queued"], [failed, "failed"]].filter(([count]) => count)
+    .map(([count, word]) => `${count} ${word}`).join(", ") || "nothing queued";
+  const item = element("li", {}, element("b", { textContent: name }), ` ${waiting}. `);
+  if (problem) item.append(element("span", { className: "error", textContent: `${problem}. ` }));
+  if (configured) return item;
+  item.append(element("span", { className: "error", textContent: "No longer configured. " }));
+  const change = (words, to) => {
+    const button = element("button", { type: "button", textContent: words });
+    button.setAttribute("aria-label", `${words}: objects for ${name}`);
+    const request = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ name, to }) };
+    button.addEventListener("click", () => act(button, "/api/destinations", request));
+    item.append(button, " ");
+  };
+  for (const other of others) change(`Send to ${other}`, other);
+  change("Drop", null);
+  return item;
+}
+
+function showState(health, destinations) {
+  const files = health.set_aside ?? 0;
+  find("aside").hidden = !files;
+  find("aside").textContent = files
+    ? `${files} ${files === 1 ? "file" : "files"} in the node's folder could not be used and lie in its folder "aside".` : "";
+  const shown = destinations.filter(({ configured, problem }) => !configured || problem);
+  const others = destinations.filter(({ configured }) => configured).map(({ name }) => name);
+  find("destinations").hidden = !shown.length;
+  find("destinations").replaceChildren(...shown.map((item) => destination(item, others)));
+}
+
 let last = "";
+let lastState = "";
 
 async function refresh() {
   let series;
   try {
+    const state = await Promise.all([askJson("/health"), askJson("/api/destinations")]);
+    if (JSON.stringify([state[0].set_aside, state[1]]) !== lastState) {
+      lastState = JSON.stringify([state[0].set_aside, state[1]]);
+      showState(...state);
+    }
     series = await askJson("/api/queue");
     find("refreshed").textContent = "";
   } catch (error) {
