@@ -187,3 +187,18 @@ def test_rounded_cosines_are_copied_as_they_were(tmp_path):
     assert [list(result.ImageOrientationPatient) for result in results] == [tilted(15, 2)] * 3
     write_parametric_map(derive(volume), tmp_path / "map.dcm", RADIOLOGICAL_DEPTH)
     assert read_parametric_map(tmp_path / "map.dcm").direction == volume.direction
+
+
+def test_rounding_is_no_gantry_tilt(tmp_path):
+    """Slices along the normal of a turned head: what rounding adds is not called a lean."""
+    datasets = [ct_dataset(index) for index in range(8)]
+    angle = np.radians(15.3)
+    normal = np.array([0, np.sin(angle), np.cos(angle)])
+    for index, dataset in enumerate(datasets):
+        dataset.ImageOrientationPatient = tilted(15.3, 2)
+        position = np.array([-20.0, -30.0, 0.0]) + 5 * index * normal
+        dataset.ImagePositionPatient = [f"{value:.4f}" for value in position]
+    volume = read(save_series(tmp_path / "ct", datasets))
+    assert volume.volume_problems == ()
+    assert len(volume.notes) == 1
+    assert volume.spacing_mm[0] == pytest.approx(5.0, rel=1e-3)

@@ -1,12 +1,17 @@
 """Odd series in the node and in an archive run: read as the command line reads them."""
 
+import io
+
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread, uid
+from pynetdicom.dsutils import encode
 from quick_denoiser import quick_archive
 from small_node import Clock, archive_at, ct, node_config, received, shifted, station_at
 
 from cddnet.node.archive.run import ArchiveOptions, archive
+from cddnet.node.receive.inflow import Budget
+from cddnet.node.receive.intake import Intake, Sent
 from cddnet.node.work.worker import Worker
 
 
@@ -20,12 +25,12 @@ def clock():
     return Clock()
 
 
-def worked(folder, clock, datasets):
+def worked(folder, clock, datasets, receive=received):
     """The queue's row and the derived headers of a node that got these images."""
     outputs = [{"strength": 0, "force": True, "destinations": ["pacs"]}]
     rules = [{"name": "axial", "when": {"thickness_mm": [1, 9]}, "do": outputs}]
     station = station_at(node_config(folder, {"pacs": archive_at(4)}, rules=rules), clock)
-    received(station, datasets)
+    receive(station, datasets)
     clock.now += 100
     worker = Worker(station, shifted)
     while worker.step():
@@ -130,3 +135,64 @@ def test_what_cannot_be_chosen_here_is_not_asked_for(tmp_path, clock, kind):
     (output,) = row.outputs
     assert (output.state, len(headers)) == ("sending", 3)
     assert "alone" not in " ".join((*output.notes, output.error))
+
+
+def sent_as(change):
+    """A receiver of odd bytes, or of a transfer syntax that is not that of the bytes."""
+
+    def receive(station, datasets):
+        intake = Intake(station, Budget(1 << 30))
+        for dataset in datasets:
+            announced = str(dataset.SOPClassUID)
+            syntax, data = change(dataset)
+            intake.accept(Sent("SCANNER", "127.0.0.1", announced, syntax, io.BytesIO(data)))
+
+    return receive
+
+
+def implicit_as_explicit(dataset):
+    return uid.ExplicitVRLittleEndian, encode(dataset, True, True)
+
+
+def explicit_as_implicit(dataset):
+    return uid.ImplicitVRLittleEndian, encode(dataset, False, True)
+
+
+def closed_by_zeros(dataset):
+    packed = Dataset()
+    packed.update(dataset)
+    packed.file_meta = dataset.file_meta
+    packed.compress(uid.JPEGLSLossless, generate_instance_uid=False)
+    data = encode(packed, False, True)
+    # Behind the pixels of this image stands an element of padding.
+    end = b"\xfe\xff\xdd\xe0" + bytes(4) + b"\xfc\xff\xfc\xff"
+    assert data.count(end) == 1
+    return uid.JPEGLSLossless, data.replace(end, bytes(8) + end[8:])
+
+
+def decimal_commas(dataset):
+    data = encode(dataset, False, True)
+    spacing = "\\".join(map(str, dataset.PixelSpacing)).encode()
+    assert data.count(spacing) == 1
+    return uid.ExplicitVRLittleEndian, data.replace(spacing, spacing.replace(b".", b","))
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        (implicit_as_explicit, ""),
+        (explicit_as_implicit, ""),
+        (closed_by_zeros, "the compressed pixel data of 3 files lacks its closing delimiter"),
+        (decimal_commas, "decimal commas were read as points in PixelSpacing"),
+    ],
+)
+def test_odd_bytes_are_denoised_as_right_ones_are(tmp_path, clock, change, note):
+    _, expected = worked(tmp_path / "right", clock, list(map(ct, range(3))))
+    row, headers = worked(tmp_path / "odd", clock, list(map(ct, range(3))), sent_as(change))
+    (output,) = row.outputs
+    assert output.state == "sending"
+    assert note == "" or note in output.notes
+    for made, right in zip(headers, expected, strict=True):
+        assert made.SOPInstanceUID == right.SOPInstanceUID
+        np.testing.assert_array_equal(made.pixel_array, right.pixel_array)
+        assert made.PixelSpacing == right.PixelSpacing

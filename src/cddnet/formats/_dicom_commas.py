@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterator
 
 from pydicom import Dataset
-from pydicom.datadict import dictionary_has_tag, dictionary_keyword, dictionary_VR
+from pydicom.datadict import dictionary_has_tag, dictionary_keyword
 from pydicom.dataelem import DataElement, RawDataElement
+
+from cddnet.formats._dicom_text import vr_of
 
 # Groups that hold what a header says of each frame of an Enhanced CT.
 FRAME_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
@@ -44,7 +46,7 @@ def _parts(header: Dataset) -> Iterator[Dataset]:
 def _nested(dataset: Dataset) -> Iterator[Dataset]:
     yield dataset
     for tag in list(dataset.keys()):
-        if _vr_of(dataset.get_item(tag)) == "SQ":
+        if vr_of(dataset, tag) == "SQ":
             for item in dataset[tag].value or ():
                 yield from _nested(item)
 
@@ -58,15 +60,9 @@ def _with_commas(dataset: Dataset) -> list[RawDataElement]:
         for element in elements
         if isinstance(element, RawDataElement)
         and b"," in (element.value or b"")
-        and _vr_of(element) == "DS"
+        and vr_of(dataset, element.tag) == "DS"
     ]
 
 
 def _values(element: RawDataElement) -> list[bytes]:
     return [value.strip(b" \0") for value in (element.value or b"").split(b"\\")]
-
-
-def _vr_of(element: DataElement | RawDataElement) -> str:
-    if element.VR:
-        return str(element.VR)
-    return dictionary_VR(element.tag) if dictionary_has_tag(element.tag) else "UN"

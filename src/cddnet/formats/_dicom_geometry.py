@@ -19,12 +19,13 @@ from cddnet.formats._dicom_acquisitions import (
 from cddnet.formats._dicom_frames import Frame
 from cddnet.formats._dicom_pixels import SEND_AGAIN, frame_count, read_stored
 from cddnet.formats._dicom_steps import step_problems
-from cddnet.formats._dicom_values import Vector
+from cddnet.formats._dicom_values import Vector, rounding_degrees
 
 SAME_POSITION_MM = 0.01
 DIRECTION_TOLERANCE = 1e-3
 PIXEL_TOLERANCE_FRACTION = 1e-3
 SIDEWAYS_TOLERANCE_MM = 0.1
+LEAN_DEGREES = 0.1
 
 
 class Stack(NamedTuple):
@@ -354,7 +355,7 @@ def _sideways(
         angle = float(np.degrees(np.arctan(np.linalg.norm(lean))))
         if rest_mm > SIDEWAYS_TOLERANCE_MM:
             problems.append(f"slices are shifted sideways against each other by {rest_mm:.1f} mm")
-        if angle > 0.1:
+        if angle > _least_lean_degrees(first):
             problems.append(
                 f"the stack leans by {angle:.1f} degrees (gantry tilt); "
                 "each slice is right, the volume is skewed"
@@ -363,6 +364,12 @@ def _sideways(
     if tilt and not problems:
         problems.append(f"the header states a gantry tilt of {tilt:g} degrees")
     return problems, np.asarray(direction, dtype=np.float64)
+
+
+def _least_lean_degrees(frame: Frame) -> float:
+    """From where on a stack leans; less may come from cosines that were rounded."""
+    digits = frame.rounded_digits
+    return LEAN_DEGREES if digits is None else max(LEAN_DEGREES, rounding_degrees(digits))
 
 
 def _frame_of_reference_problems(frames: Sequence[Frame]) -> list[str]:

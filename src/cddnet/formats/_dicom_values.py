@@ -35,7 +35,7 @@ NO_UNIT = frozenset({"", "US", "UNSPECIFIED", "NONE"})
 LONGEST_VALUE_BYTES = 4096
 
 # A text of a header is shown only where it cannot be a name.
-LOOKS_LIKE_NUMBERS = re.compile(r"(?:[-+0-9.,;: \\/eE]|inf|nan)*", re.IGNORECASE)
+LOOKS_LIKE_NUMBERS = re.compile(r"(?:[-+0-9.,;: \\/eE]|inf|nan|mm|cm|hu)*", re.IGNORECASE)
 LONGEST_SHOWN = 64
 
 # Of lengths and of the product of two direction vectors; what a rounded cosine may add is more.
@@ -216,6 +216,11 @@ def padding(header: Dataset, signed: bool, name: str) -> tuple[int, int] | None:
     unsigned = [end % 0x10000 for end in ends]
     ends = [end - 0x10000 if signed and end >= 0x8000 else end for end in unsigned]
     return min(ends), max(ends)
+
+
+def rounding_degrees(digits: int) -> float:
+    """How far a direction may be off whose three cosines are rounded to so many decimals."""
+    return math.degrees(3**0.5 * 0.5 * 10.0**-digits)
 
 
 class Directions(NamedTuple):

@@ -6,7 +6,6 @@ refused; what slice-wise work may ignore becomes a note.
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -50,7 +49,7 @@ from cddnet.formats._dicom_scan import (
 )
 from cddnet.formats._dicom_strays import LOCALIZER
 from cddnet.formats._dicom_text import text_bytes
-from cddnet.formats._dicom_values import image_type, joined_text
+from cddnet.formats._dicom_values import image_type, joined_text, rounding_degrees
 from cddnet.volume import Acquisition, CTVolume
 
 __all__ = [
@@ -289,11 +288,9 @@ def _content_notes(frames: Sequence[Frame]) -> list[str]:
         notes.append("slice thickness differs within the series")
     digits = [frame.rounded_digits for frame in frames if frame.rounded_digits]
     if digits:
-        # Three cosines, each off by half of its last digit.
-        degrees = math.degrees(3**0.5 * 0.5 * 10.0 ** -min(digits))
         notes.append(
             f"direction cosines have {min(digits)} decimals only, so the orientation is known to "
-            f"{degrees:.1g} degrees"
+            f"{rounding_degrees(min(digits)):.1g} degrees"
         )
     step_hu = max(abs(frame.slope) for frame in frames)
     if step_hu > COARSE_STEP_HU:

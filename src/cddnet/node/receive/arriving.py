@@ -100,7 +100,7 @@ def arriving(data: BytesIO, syntax: uid.UID, announced: str | None) -> Arriving:
     try:
         header = read_dataset(
             data,
-            syntax.is_implicit_VR,
+            _is_implicit(data, syntax),
             syntax.is_little_endian,
             stop_when=lambda tag, _vr, _length: tag.group >= PIXEL_GROUP,
             specific_tags=[BaseTag(tag) for tag in TAGS],
@@ -142,6 +142,15 @@ def _require_ct(sop_class: str) -> None:
     found = f"of the kind {name}" if name != sop_class else "of a kind that is not known"
     message = f"this object is {found} and no CT image; send CT images."
     raise Refused(DOES_NOT_MATCH, "wrong_class", message)
+
+
+def _is_implicit(data: BytesIO, syntax: uid.UID) -> bool:
+    """Whether value representations are left out, by the first element, whatever was announced."""
+    with data.getbuffer() as content:
+        representation = bytes(content[4:6])
+    if len(representation) < 2:
+        return bool(syntax.is_implicit_VR)
+    return not all(ord("A") <= letter <= ord("Z") for letter in representation)
 
 
 def _require_pixels(sizes: dict[int, int], left: int, syntax: uid.UID) -> None:
