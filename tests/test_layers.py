@@ -13,7 +13,7 @@ PACKAGE = Path(cddnet.__file__).parent
 LINES = (
     ("errors",),
     ("files",),
-    ("volume", "config", "plugins", "console"),
+    ("volume", "grid", "config", "plugins", "console"),
     ("intensity",),
     ("formats", "models", "losses", "metrics", "physics"),
     ("training", "runtime"),
@@ -44,6 +44,7 @@ SHARED = {
     "models._output",
     "models._ra_depth",
     "models._weights",
+    "workflows._pairing",
 }
 
 

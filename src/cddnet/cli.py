@@ -115,6 +115,12 @@ Created = Annotated[
     str | None,
     typer.Option(help="Moment of creation for the headers, with a zone; default: not said."),
 ]
+SliceAxis = Annotated[
+    int | None,
+    typer.Option(
+        min=0, max=2, help="Axis of the slices in an array, where the file states no orientation."
+    ),
+]
 Kernel = Annotated[
     str, typer.Option(help="auto (from the series' own noise), soft, sharp or a tag such as B40f.")
 ]
@@ -137,6 +143,7 @@ def denoise(
     series: Series = None,
     acquisition: Acquisition = None,
     window: WindowHU = None,
+    slice_axis: SliceAxis = None,
     image_type: Annotated[ImageType, typer.Option(help="DICOM ImageType, value 2.")] = (
         ImageType.secondary
     ),
@@ -163,6 +170,7 @@ def denoise(
         series=series,
         acquisition=acquisition,
         window_hu=window,
+        slice_axis=slice_axis,
         image_type=image_type.value,
         engine=engine,
         threads=threads,
@@ -209,6 +217,7 @@ def simulate(
     series: Series = None,
     acquisition: Acquisition = None,
     window: WindowHU = None,
+    slice_axis: SliceAxis = None,
     as_json: AsJson = False,
 ) -> None:
     """Take a CT series to a fraction of its dose: noise of its own texture and level is added."""
@@ -222,6 +231,7 @@ def simulate(
         series=series,
         acquisition=acquisition,
         window_hu=window,
+        slice_axis=slice_axis,
     )
     with _progress() as show:
         result = simulate_file(
@@ -251,6 +261,7 @@ def depth(
     series: Series = None,
     acquisition: Acquisition = None,
     window: WindowHU = None,
+    slice_axis: SliceAxis = None,
     created: Created = None,
     as_json: AsJson = False,
 ) -> None:
@@ -263,6 +274,7 @@ def depth(
         series=series,
         acquisition=acquisition,
         window_hu=window,
+        slice_axis=slice_axis,
         created=_moment(created),
     )
     with _progress() as show:
@@ -294,6 +306,7 @@ def export(
     bits: Annotated[int, typer.Option(help="8, or 16 for png.")] = 8,
     series: Series = None,
     acquisition: Acquisition = None,
+    slice_axis: SliceAxis = None,
     as_json: AsJson = False,
 ) -> None:
     """Write every slice as a grey picture of a window, rounded to the nearest level."""
@@ -305,6 +318,7 @@ def export(
         bits=bits,
         series=series,
         acquisition=acquisition,
+        slice_axis=slice_axis,
     )
     with _progress() as show:
         result = export_file(
@@ -352,6 +366,7 @@ def explain(
     series: Series = None,
     acquisition: Acquisition = None,
     window: WindowHU = None,
+    slice_axis: SliceAxis = None,
     as_json: AsJson = False,
 ) -> None:
     """Map what of a low-dose slice decides a denoised region: by replacing it, and by gradients."""
@@ -369,6 +384,7 @@ def explain(
         series=series,
         acquisition=acquisition,
         window_hu=window,
+        slice_axis=slice_axis,
         effects=EffectSettings() if block is None else EffectSettings(block=block),
     )
     with _progress() as show:
@@ -383,11 +399,16 @@ def explain(
 
 
 @app.command()
-def info(source: Input, acquisition: Acquisition = None, as_json: AsJson = False) -> None:
+def info(
+    source: Input,
+    acquisition: Acquisition = None,
+    slice_axis: SliceAxis = None,
+    as_json: AsJson = False,
+) -> None:
     """Say what a file or folder holds, and whether it may be denoised."""
     from cddnet.workflows.info import describe
 
-    series = describe(source, acquisition)
+    series = describe(source, acquisition, slice_axis=slice_axis)
     if as_json:
         _print_json([item._asdict() for item in series])
         return
@@ -618,6 +639,7 @@ def evaluate(
     ] = False,
     acquisition: Acquisition = None,
     window: WindowHU = None,
+    slice_axis: SliceAxis = None,
 ) -> None:
     """Measure how near a denoised series is to its reference, per image, patient and overall.
 
@@ -637,6 +659,7 @@ def evaluate(
         options = EvaluateOptions(
             window_hu=window,
             acquisition=acquisition,
+            slice_axis=slice_axis,
             lpips_weights=lpips_weights,
             with_physics=not fidelity_only,
             detect=detect,
@@ -698,6 +721,7 @@ def report(
     ] = False,
     acquisition: Acquisition = None,
     window: WindowHU = None,
+    slice_axis: SliceAxis = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a page that compares methods, with tables, figures for a paper, Markdown and JSON."""
@@ -712,6 +736,7 @@ def report(
         evaluation=EvaluateOptions(
             window_hu=window,
             acquisition=acquisition,
+            slice_axis=slice_axis,
             lpips_weights=lpips_weights,
             with_physics=not fidelity_only,
             detect=detect,
@@ -957,6 +982,7 @@ def view(
         bool, typer.Option("--no-browser", help="Only print the address.")
     ] = False,
     window: WindowHU = None,
+    slice_axis: SliceAxis = None,
     uncertainty: Annotated[
         Path | None, typer.Option(help="Expected error, as denoise wrote it.")
     ] = None,
@@ -964,9 +990,11 @@ def view(
     """Look at a series, alone or before and after, in the browser of this machine."""
     with _extra("node"):
         from cddnet.node.web.serving import serve_pair
+    from cddnet.formats import ReadOptions
     from cddnet.node.web.pairs import LocalPair
 
-    pair = LocalPair(before, after, window, uncertainty)
+    reading = ReadOptions(window_hu=window, slice_axis=slice_axis)
+    pair = LocalPair(before, after, reading, uncertainty)
     serve_pair(pair, port, browser=not no_browser, say=echo)
 
 

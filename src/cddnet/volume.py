@@ -68,6 +68,18 @@ class Acquisition:
     series_description: str = ""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Storage:
+    """How the source file holds a volume, for a writer that gives it back in the same form."""
+
+    axes: tuple[int, int, int] = (0, 1, 2)
+    """Axis of the file, slowest first, along which slices, rows and columns follow each other."""
+    placed: bool = True
+    """False where the file states neither position nor orientation."""
+    forms: object | None = None
+    """Position and orientation in the words of the file, opaque outside the format."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class CTVolume:
     """A CT series in HU, read slice by slice.
@@ -87,6 +99,8 @@ class CTVolume:
     headers: the source's headers, opaque outside the format that read them; None if it has none.
     notes: what a user should know and slice-wise work may ignore.
     volume_problems: what forbids work across slices (gaps, differing frames of reference).
+    skew: how the axes miss right angles (gantry tilt). Slices are right, and a writer can state it.
+    storage: how the source file holds the volume; a writer gives it back in the same form.
     derivation: processing steps, oldest first.
     """
 
@@ -109,6 +123,8 @@ class CTVolume:
     headers: object | None = None
     notes: tuple[str, ...] = ()
     volume_problems: tuple[str, ...] = ()
+    skew: tuple[str, ...] = ()
+    storage: Storage = Storage()
     derivation: tuple[Derivation, ...] = ()
 
     def __repr__(self) -> str:

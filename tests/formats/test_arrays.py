@@ -45,7 +45,7 @@ def test_npy_says_that_it_knows_no_spacing(tmp_path):
 
 
 def test_npz_holds_the_geometry(tmp_path):
-    turned = ((1.0, 0.0, 0.0), (0.0, 0.0, -1.0), (0.0, 1.0, 0.0))
+    turned = ((0.0, 0.0, -1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
     path = saved(tmp_path / "a.npz", HU, origin_mm=(1.0, 2.0, -3.5), direction=turned)
     volume = read_volume(path)
     assert volume.spacing_mm == (2.5, 0.7, 0.8)

@@ -224,13 +224,15 @@ def test_gantry_tilt_is_harmless_for_slices_only(tmp_path):
             round(np.sin(angle), 9),
         ]
     volume = read(save_series(tmp_path / "ct", datasets))
-    assert "leans by 14.0 degrees" in volume.volume_problems[0]
+    assert volume.volume_problems == ()
+    assert "leans by 14.0 degrees" in volume.skew[0]
+    assert volume.skew[0] in volume.notes
     assert volume.spacing_mm[0] == pytest.approx(5.0)
     np.testing.assert_allclose(volume.direction[0], (0, 0, 1), atol=1e-6)
     straight = [ct_dataset(index) for index in range(4)]
     for dataset in straight:
         dataset.GantryDetectorTilt = "-14"
-    assert "-14 degrees" in read(save_series(tmp_path / "b", straight)).volume_problems[0]
+    assert "-14 degrees" in read(save_series(tmp_path / "b", straight)).skew[0]
 
 
 def test_differing_frames_of_reference_are_noted(tmp_path):

@@ -157,8 +157,9 @@ def test_rounded_cosines_become_directions(tmp_path, cosines, digits):
     # No direction is turned by more than rounding may have turned it.
     given = np.array(cosines).reshape(2, 3)
     assert np.abs(axes[[2, 1]] - given).max() <= 2 * 3**0.5 * 10**-digits
-    assert f"{digits} decimals" in volume.notes[-1]
-    assert len(volume.notes) == 1
+    assert [f"{digits} decimals" in note for note in volume.notes if "slices are" not in note] == [
+        True
+    ]
 
 
 @pytest.mark.parametrize(

@@ -204,14 +204,29 @@ def test_a_record_left_over_from_another_file_is_not_taken_over(suffix, tmp_path
 
 
 @pytest.mark.parametrize("suffix", [s for s in SUFFIXES if s not in WITHOUT_GEOMETRY])
-def test_gaps_and_tilted_axes_are_refused_where_the_geometry_is_written(suffix, tmp_path):
-    path = tmp_path / f"scan{suffix}"
+def test_gaps_are_refused_where_the_geometry_is_written(suffix, tmp_path):
     with pytest.raises(GeometryError, match="a gap"):
-        write_volume(volume_of(volume_problems=("a gap",)), path)
-    tilted = ((0.0, np.sin(0.2), np.cos(0.2)), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
-    with pytest.raises(GeometryError, match="right angles"):
-        write_volume(volume_of(direction=tilted), path)
+        write_volume(volume_of(volume_problems=("a gap",)), tmp_path / f"scan{suffix}")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [s for s in SUFFIXES if s not in WITHOUT_GEOMETRY])
+@pytest.mark.parametrize(
+    ("direction", "words"),
+    [
+        (((0, np.sin(0.2), np.cos(0.2)), (0, 1, 0), (1, 0, 0)), "leans by 11.5 degrees"),
+        (((np.sin(-0.3), 0, np.cos(0.3)), (0, 1, 0), (1, 0, 0)), "leans by 17.2 degrees"),
+        (((0, 0, 1), (0, 1, 0), (np.cos(0.01), np.sin(0.01), 0)), "meet at 89.43 degrees"),
+    ],
+)
+def test_skewed_axes_are_kept_with_a_note(suffix, direction, words, tmp_path):
+    volume, path = volume_of(direction=direction), tmp_path / f"scan{suffix}"
+    write_volume(volume, path)
+    found = read_volume(path)
+    assert differences(volume, found, hu=0.0) == []
+    assert found.notes == found.skew
+    assert len(found.skew) == 1
+    assert words in found.skew[0]
 
 
 @pytest.mark.parametrize("suffix", [s for s in SUFFIXES if s not in WITHOUT_GEOMETRY])

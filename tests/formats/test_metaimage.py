@@ -32,7 +32,7 @@ HEADER = {
     "BinaryData": "True",
     "BinaryDataByteOrderMSB": "False",
     "CompressedData": "False",
-    "TransformMatrix": "0 1 0 0 0 1 1 0 0",
+    "TransformMatrix": "0 1 0 -1 0 0 0 0 1",
     "Offset": "-1 2 3.5",
     "ElementSpacing": "0.5 0.75 2",
     "DimSize": "4 3 2",
@@ -69,7 +69,7 @@ def test_every_field_counts(tmp_path):
     np.testing.assert_array_equal(volume.hu, VOXELS)
     assert volume.spacing_mm == (2.0, 0.75, 0.5)
     assert volume.origin_mm == (-1.0, 2.0, 3.5)
-    assert volume.direction == ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, 1.0, 0.0))
+    assert volume.direction == ((0.0, 0.0, 1.0), (-1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
     assert volume.notes == ()
 
 
@@ -266,5 +266,5 @@ def test_what_is_not_supported_is_refused(field, value, tmp_path):
 
 
 def test_a_sheared_grid_is_refused(tmp_path):
-    with pytest.raises(GeometryError, match="not at right angles"):
+    with pytest.raises(GeometryError, match=r"meet at 53\.1 degrees"):
         read_volume(made(tmp_path / "a.mha", TransformMatrix="1 0 0 0.6 0.8 0 0 0 1"))

@@ -31,6 +31,7 @@ from cddnet.formats import read_volume
 from cddnet.node.web.pairs import LocalPair, Pair
 from cddnet.node.web.uploads import Limits, UploadRefused, save_body, take_upload
 from cddnet.node.web.views import NodeSources
+from cddnet.volume import CTVolume, Storage
 
 TestClient = pytest.importorskip("fastapi.testclient").TestClient
 
@@ -120,7 +121,7 @@ def test_values_beyond_16_bits_are_clipped():
 @pytest.mark.parametrize("shape", [(2, 3, 5), (1, 5, 3)])
 def test_series_that_do_not_belong_together_are_refused(shape):
     one, other = (
-        read_volume(DEMO).from_hu(np.zeros(size, np.float32), (1.0, 1.0, 1.0))
+        CTVolume.from_hu(np.zeros(size, np.float32), (1.0, 1.0, 1.0), storage=Storage(placed=False))
         for size in ((1, 3, 5), shape)
     )
     with pytest.raises(GeometryError):

@@ -369,7 +369,12 @@ GRID = (4, 9, 11)
         ((5, 9, 11), SPACING_MM, {}, ("5 slices but 4", "12.00 mm")),
         (GRID, SPACING_MM, {"origin_mm": (0.0, 0.0, 1.0)}, ("0.00 mm", "0.3 mm")),
         (GRID, SPACING_MM, {"origin_mm": (0.5, 0.0, 0.0)}, ("0.50, 0.00", "0.00, 0.00, 0.00")),
-        (GRID, SPACING_MM, {"direction": TURNED}, ("orientation", "-1.0")),
+        (
+            GRID,
+            SPACING_MM,
+            {"direction": TURNED},
+            ("orientation", "columns from left to right", "columns from right"),
+        ),
         (GRID, SPACING_MM, of("somebody"), ("patient",)),
         (GRID, SPACING_MM, of("patient", "1.2.9"), ("1.2.3", "1.2.9")),
     ],

@@ -10,7 +10,7 @@ from PIL import Image
 
 from cddnet.cli import main
 from cddnet.errors import FormatError, GeometryError
-from cddnet.formats import read_volume
+from cddnet.formats import ReadOptions, read_volume
 from cddnet.formats._sidecar import FOLDER_RECORD, recorded_in
 from cddnet.workflows._cases import find_cases
 from cddnet.workflows._pictures import sides
@@ -240,7 +240,7 @@ def test_pairs_go_by_name_and_not_by_order(tmp_path):
     """Sorted as file names the folders differ: 1.jpg before 1.k.jpg, but 1.k.png before 1.png."""
     truth = write(tmp_path / "truth", ["1.jpg", "1.k.jpg"])
     result = write(tmp_path / "result", ["1.png", "1.k.png"])
-    (case,) = find_cases(truth, {"test": result}, window_hu=(LOW_HU, HIGH_HU))
+    (case,) = find_cases(truth, {"test": result}, ReadOptions(window_hu=(LOW_HU, HIGH_HU)))
     assert case.slices == {"test": (1, 0)}
     found = evaluate(truth, {"test": result}, protocol="corediff", options=options())
     assert found.rows[0].mean["RMSE"].value == pytest.approx(rmse_hu(truth, result), rel=1e-5)

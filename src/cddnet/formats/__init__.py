@@ -41,6 +41,8 @@ class ReadOptions(NamedTuple):
     series: str | None = None
     window_hu: tuple[float, float] | None = None
     acquisition: str | None = None
+    slice_axis: int | None = None
+    """Axis of the slices (0, 1 or 2) in arrays that state no orientation."""
 
 
 class WriteOptions(NamedTuple):
@@ -70,12 +72,14 @@ def read_volume(
     series: str | None = None,
     window_hu: tuple[float, float] | None = None,
     acquisition: str | None = None,
+    slice_axis: int | None = None,
 ) -> CTVolume:
     """A CT series from a file or folder of any format, told by its content, not by its name.
 
     series: the series UID, or its ending, where a DICOM folder holds several.
     window_hu: (low, high) that the grey levels of pictures stand for.
     acquisition: number or label of one acquisition, where a DICOM series holds several.
+    slice_axis: 0, 1 or 2, axis of the slices in arrays and files that state no orientation.
     Raises FormatError where nothing readable is found, else what the format raises.
     """
     source = Path(path)
@@ -86,7 +90,7 @@ def read_volume(
                 f"{source}: only DICOM series hold acquisitions to choose from; leave out "
                 "--acquisition."
             )
-        options = ReadOptions(series, window_hu, acquisition)
+        options = ReadOptions(series, window_hu, acquisition, slice_axis)
         volume: CTVolume = module.read(source, options)
     except PermissionError as error:
         raise FormatError(

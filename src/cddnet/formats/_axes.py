@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -17,6 +18,8 @@ Triple: TypeAlias = tuple[float, float, float]
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Cosine between axes; header rounding stays below 1e-6, a tilted gantry is above 1e-2.
 RIGHT_ANGLE = 1e-3
+# Of a unit cube along the axes; two of them are nearly parallel below it.
+_SMALLEST_VOLUME = 0.1
 
 
 class Axes(NamedTuple):
@@ -30,7 +33,8 @@ class Axes(NamedTuple):
 def axes_from_steps(where: str, steps_mm: ArrayLike, origin_mm: ArrayLike) -> Axes:
     """Axes from the way (3, 3) in mm LPS to the next slice, row and column: one per row.
 
-    Raises GeometryError where a step is zero or not finite, or two are not at right angles.
+    They may be skewed, see `skew_of`.  Raises GeometryError where a step is zero or not finite, or
+    two are nearly parallel.
     """
     steps, origin = np.asarray(steps_mm, np.float64), np.asarray(origin_mm, np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -41,12 +45,10 @@ def axes_from_steps(where: str, steps_mm: ArrayLike, origin_mm: ArrayLike) -> Ax
             f"position {origin.tolist()}); repair the header."
         )
     direction = steps / spacing[:, None]
-    cosines = (direction @ direction.T)[np.triu_indices(3, 1)]
-    if np.abs(cosines).max() > RIGHT_ANGLE:
-        angles = ", ".join(f"{angle:.2f}" for angle in np.degrees(np.arccos(cosines)))
+    if abs(np.linalg.det(direction)) < _SMALLEST_VOLUME:
         raise GeometryError(
-            f"{where}: the axes are not at right angles ({angles} degrees), as after a tilted "
-            "gantry or a sheared registration; resample onto a rectangular grid first."
+            f"{where}: two of its axes are nearly parallel ({np.round(direction, 3).tolist()}); "
+            "repair the header."
         )
     rows = [_triple(row) for row in direction]
     return Axes(_triple(spacing), _triple(origin), tuple(rows))
@@ -76,9 +78,34 @@ def axes_from_directions(
 
 
 def axes_of(volume: CTVolume, where: str) -> Axes:
-    """The geometry of a volume to be written; refuses gaps and axes not at right angles."""
+    """The geometry of a volume to be written, which may be skewed; refuses gaps."""
     volume.require_whole()
     return axes_from_directions(where, volume.direction, volume.spacing_mm, volume.origin_mm)
+
+
+def skew_of(direction: Sequence[Sequence[float]]) -> tuple[str, ...]:
+    """In words, how axes (slice, row, column) miss right angles; nothing where they meet them."""
+    through, down, across = np.asarray(direction, np.float64)
+    found = []
+    normal = np.cross(across, down)
+    along = min(abs(float(through @ normal)) / float(np.linalg.norm(normal)), 1.0)
+    if np.sqrt(1 - along**2) > RIGHT_ANGLE:
+        found.append(leaning(float(np.degrees(np.arccos(along)))))
+    cosine = float(down @ across)
+    if abs(cosine) > RIGHT_ANGLE:
+        found.append(
+            f"rows and columns meet at {np.degrees(np.arccos(cosine)):.2f} degrees: HU are right, "
+            "distances within a slice are not exact"
+        )
+    return tuple(found)
+
+
+def leaning(degrees: float) -> str:
+    """What to say of slices that are shifted evenly against each other."""
+    return (
+        f"the stack leans by {degrees:.1f} degrees (gantry tilt); "
+        "each slice is right, the volume is skewed"
+    )
 
 
 def axes_from_ras(where: str, affine: NDArray[np.float64]) -> Axes:

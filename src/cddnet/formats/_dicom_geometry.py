@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cddnet.errors import DicomError, GeometryError
+from cddnet.formats._axes import leaning
 from cddnet.formats._dicom_acquisitions import (
     acquisitions_of,
     no_acquisition,
@@ -33,7 +34,8 @@ class Stack(NamedTuple):
 
     spacing_mm: (slice, row, column); direction: unit vectors (slice, row index, column index).
     positions_mm: along the normal from the first slice, empty where they are evenly spaced.
-    notes: what a user should know; problems: what forbids work across slices.
+    notes: what a user should know; problems: what forbids work across slices; skew: how the stack
+    leans, which its direction states too.
     labels: acquisition of each slice where several lie at one place, else empty.
     """
 
@@ -44,6 +46,7 @@ class Stack(NamedTuple):
     positions_mm: tuple[float, ...]
     notes: tuple[str, ...]
     problems: tuple[str, ...]
+    skew: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
 
 
@@ -195,14 +198,15 @@ def _stack(
     positions = np.array([frame.position_mm for frame in frames], dtype=np.float64)
     firsts = _firsts(_Slices(frames, along).places())
     problems = [shared.problem] if shared.problem else []
-    tilted: list[str] = []
+    shifted: list[str] = []
+    skew: list[str] = []
     slice_direction, step_mm = normal, frames[0].thickness_mm or 1.0
     if len(firsts) > 1:
         step_mm = float(np.median(np.diff(along[firsts])))
         problems += step_problems(along[firsts], [frames[i].thickness_mm for i in firsts])
-        tilted, slice_direction = _sideways(positions, along, normal, frames[0])
+        shifted, skew, slice_direction = _sideways(positions, along, normal, frames[0])
     positions_mm = tuple((along - along[0]).tolist()) if problems else ()
-    problems += tilted + _frame_of_reference_problems(frames)
+    differing = _frame_of_reference_problems(frames)
     return Stack(
         frames=tuple(frames),
         spacing_mm=(
@@ -213,8 +217,9 @@ def _stack(
         origin_mm=_vector(positions[0]),
         direction=(_vector(slice_direction), _vector(column), _vector(row)),
         positions_mm=positions_mm,
-        notes=(*notes, *problems),
-        problems=tuple(problems),
+        notes=(*notes, *problems, *shifted, *skew, *differing),
+        problems=(*problems, *shifted, *differing),
+        skew=tuple(skew),
         labels=shared.labels,
     )
 
@@ -340,14 +345,15 @@ def _sideways(
     along: NDArray[np.float64],
     normal: NDArray[np.float64],
     first: Frame,
-) -> tuple[list[str], NDArray[np.float64]]:
-    """Problems of a stack that leans, and the unit vector from slice to slice."""
+) -> tuple[list[str], list[str], NDArray[np.float64]]:
+    """Slices shifted unevenly, a stack that leans, and the unit vector from slice to slice."""
     sideways = positions - np.outer(along, normal)
     sideways -= sideways[0]
     depth_mm = along - along[0]
     lean = depth_mm @ sideways / float(depth_mm @ depth_mm)
     rest_mm = float(np.abs(sideways - np.outer(depth_mm, lean)).max())
-    problems = []
+    problems: list[str] = []
+    skew: list[str] = []
     direction = normal
     if float(np.abs(sideways).max()) > SIDEWAYS_TOLERANCE_MM:
         direction = normal + lean
@@ -356,14 +362,11 @@ def _sideways(
         if rest_mm > SIDEWAYS_TOLERANCE_MM:
             problems.append(f"slices are shifted sideways against each other by {rest_mm:.1f} mm")
         if angle > _least_lean_degrees(first):
-            problems.append(
-                f"the stack leans by {angle:.1f} degrees (gantry tilt); "
-                "each slice is right, the volume is skewed"
-            )
+            skew.append(leaning(angle))
     tilt = first.gantry_tilt_degrees
-    if tilt and not problems:
-        problems.append(f"the header states a gantry tilt of {tilt:g} degrees")
-    return problems, np.asarray(direction, dtype=np.float64)
+    if tilt and not (problems or skew):
+        skew.append(f"the header states a gantry tilt of {tilt:g} degrees")
+    return problems, skew, np.asarray(direction, dtype=np.float64)
 
 
 def _least_lean_degrees(frame: Frame) -> float:

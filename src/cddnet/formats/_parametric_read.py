@@ -111,6 +111,7 @@ def _read(path: Path, quantity: Quantity | None) -> CTVolume:
         notes=slices.notes,
         volume_problems=slices.problems,
         acquisition_labels=slices.labels,
+        skew=slices.skew,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -19,11 +20,12 @@ from numpy.typing import NDArray
 from cddnet.errors import FormatError
 from cddnet.formats import ReadOptions, WriteOptions
 from cddnet.formats._atomic import new_file
-from cddnet.formats._axes import Axes, axes_from_directions, axes_of
+from cddnet.formats._axes import Axes, axes_from_directions
 from cddnet.formats._finite import REAL_KINDS, finite_hu, require_finite
+from cddnet.formats._planes import in_file_order, oriented, turned_as_asked
 from cddnet.formats._sidecar import new_recorded_files, record, recorded, recorded_beside
 from cddnet.formats._stored import require_slice_size
-from cddnet.volume import CTVolume, SliceHU
+from cddnet.volume import CTVolume, SliceHU, Storage
 
 SUFFIXES = (".npz", ".npy")
 NO_GEOMETRY = (
@@ -47,36 +49,46 @@ def read(path: Path, options: ReadOptions) -> CTVolume:
     """HU as they stand; slices of .npy are read on demand, a .npz is read whole."""
     with path.open("rb") as file:
         is_archive = file.read(2) == b"PK"
-    return _read_npz(path) if is_archive else _read_npy(path)
+    stored, is_oriented = _read_npz(path) if is_archive else _read_npy(path)
+    if is_oriented:
+        return oriented(stored, path)
+    return turned_as_asked(stored, options.slice_axis, path)
 
 
 def write(volume: CTVolume, path: Path, options: WriteOptions) -> None:
-    """HU as float32."""
+    """HU as float32, in the order of the file that the volume was read from.
+
+    A .npy states no orientation: only what came from an array of this kind gets its order again.
+    """
     if path.suffix.lower() == ".npy":
+        shape, planes = volume.shape, volume.slices()
+        if not volume.storage.placed:
+            shape, _, planes = in_file_order(volume, path)
         with new_recorded_files(volume, path) as (temporary,), temporary.open("wb") as file:
-            _write_stack(file, volume)
+            _write_stack(file, shape, planes)
         return
-    axes = axes_of(volume, str(path))
+    shape, axes, planes = in_file_order(volume, path)
     with (
         new_file(path) as temporary,
         zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
     ):
         with archive.open("hu.npy", "w", force_zip64=True) as file:
-            _write_stack(file, volume)
+            _write_stack(file, shape, planes)
         texts = {"derivation": np.array(record(volume.derivation))} if volume.derivation else {}
         for name, values in {**axes._asdict(), **texts}.items():
             with archive.open(f"{name}.npy", "w") as file:
                 npy_format.write_array(file, np.asarray(values), allow_pickle=False)
 
 
-def _write_stack(file: IO[bytes], volume: CTVolume) -> None:
-    header = {"descr": "<f4", "fortran_order": False, "shape": tuple(map(int, volume.shape))}
+def _write_stack(file: IO[bytes], shape: tuple[int, int, int], planes: Iterator[SliceHU]) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": tuple(map(int, shape))}
     npy_format.write_array_header_1_0(file, header)
-    for hu in volume.slices():
+    for hu in planes:
         file.write(hu.astype("<f4").tobytes())
 
 
-def _read_npy(path: Path) -> CTVolume:
+def _read_npy(path: Path) -> tuple[CTVolume, bool]:
+    """The array in its own order, and that it states no orientation."""
     try:
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
     except PermissionError:
@@ -86,10 +98,17 @@ def _read_npy(path: Path) -> CTVolume:
         raise _damaged(path, error) from error
     unknown = Axes((1.0, 1.0, 1.0), (0.0, 0.0, 0.0), UNTURNED)
     volume = _volume(path, stored, unknown)
-    return replace(volume, notes=(NO_GEOMETRY,), derivation=recorded_beside(path))
+    volume = replace(
+        volume,
+        notes=(NO_GEOMETRY,),
+        storage=Storage(placed=False),
+        derivation=recorded_beside(path),
+    )
+    return volume, False
 
 
-def _read_npz(path: Path) -> CTVolume:
+def _read_npz(path: Path) -> tuple[CTVolume, bool]:
+    """The array in its own order, and whether it states an orientation."""
     try:
         _refuse_bomb(path)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -110,8 +129,8 @@ def _read_npz(path: Path) -> CTVolume:
         raise _damaged(path, error) from error
     volume = _volume(path, held["hu"], axes)
     if "derivation" in held:
-        return replace(volume, derivation=recorded(str(held["derivation"]), str(path)))
-    return volume
+        volume = replace(volume, derivation=recorded(str(held["derivation"]), str(path)))
+    return volume, "direction" in held
 
 
 def _refuse_bomb(path: Path) -> None:

@@ -50,6 +50,7 @@ from cddnet.formats._dicom_scan import (
 from cddnet.formats._dicom_strays import LOCALIZER
 from cddnet.formats._dicom_text import text_bytes
 from cddnet.formats._dicom_values import image_type, joined_text, rounding_degrees
+from cddnet.grid import plane_notes
 from cddnet.volume import Acquisition, CTVolume
 
 __all__ = [
@@ -195,6 +196,7 @@ def _checked_volume(chosen: Series, others: Sequence[Series], acquisition: str |
     slices = stack(chosen.frames, chosen.uid, acquisition=acquisition)
     notes = (
         *slices.notes,
+        *plane_notes(slices.direction),
         *_content_notes(slices.frames),
         *_file_notes([scanned for scanned in chosen.files if scanned.path in used]),
         *_left_out(chosen, others),
@@ -217,6 +219,7 @@ def _checked_volume(chosen: Series, others: Sequence[Series], acquisition: str |
         headers=headers,
         notes=notes,
         volume_problems=slices.problems,
+        skew=slices.skew,
     )
 
 

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from cddnet.errors import FormatError
 from cddnet.formats import ReadOptions, WriteOptions
-from cddnet.formats._axes import Axes, axes_from_directions, axes_of
+from cddnet.formats._axes import Axes, axes_from_directions
 from cddnet.formats._finite import finite_hu
+from cddnet.formats._planes import FileOrder, in_file_order, oriented, turned_as_asked
 from cddnet.formats._sidecar import RESEARCH_USE, new_recorded_files, recorded_beside
 from cddnet.formats._stored import CompressedSlices, Layout, plain_slices
 from cddnet.volume import CTVolume, SliceHU
@@ -35,6 +36,7 @@ TYPES = {
     "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
 }
+_ORIENTATIONS = ("TransformMatrix", "Orientation", "Rotation")
 TWO_DIMENSIONAL = "the MetaImage has two dimensions: slice spacing and position are not known"
 NO_SPACING = "the MetaImage states no spacing: 1 mm is assumed, distances are not to be measured"
 
@@ -86,7 +88,7 @@ def recognises(head: bytes) -> bool:
 
 
 def read(path: Path, options: ReadOptions) -> CTVolume:
-    """HU as stored; slices are read on demand."""
+    """HU as stored; slices are read on demand, along the axis nearest to head and feet."""
     header = _header(path)
     _refuse_unusual(header)
     dims = header.integers(header.fields.get("NDims", ""), 1)[0]
@@ -102,34 +104,41 @@ def read(path: Path, options: ReadOptions) -> CTVolume:
     def read_slice(index: int) -> SliceHU:
         return finite_hu(read_stored(index), f"{path}, slice {index + 1}")
 
-    return CTVolume(
+    stored = CTVolume(
         shape=(depth, height, width),
         read_slice=read_slice,
         notes=notes,
         derivation=recorded_beside(path),
         **axes._asdict(),
     )
+    if any(key in header.fields for key in _ORIENTATIONS):
+        return oriented(stored, path)
+    return turned_as_asked(stored, options.slice_axis, path, fastest_first=True)
 
 
 def write(volume: CTVolume, path: Path, options: WriteOptions) -> None:
-    """HU as float32, in one file or, for .mhd, in a .raw file beside the header."""
+    """HU as float32, in one file or, for .mhd, in a .raw file beside the header.
+
+    The order of axes is that of the file which the volume was read from.
+    """
     raw = path.with_suffix(".raw") if path.suffix.lower() == ".mhd" else None
+    held = in_file_order(volume, path)
     # A name that is not UTF-8 goes into the header byte for byte, and comes back so.
-    text = _header_text(volume, path, LOCAL if raw is None else raw.name)
+    text = _header_text(held, LOCAL if raw is None else raw.name)
     header = text.encode(errors="surrogateescape")
     targets = (path,) if raw is None else (raw, path)
     with new_recorded_files(volume, *targets) as temporaries:
         with temporaries[0].open("wb") as voxels:
             if raw is None:
                 voxels.write(header)
-            for hu in volume.slices():
+            for hu in held.planes:
                 voxels.write(hu.astype("<f4").tobytes())
         if raw is not None:
             temporaries[-1].write_bytes(header)
 
 
-def _header_text(volume: CTVolume, path: Path, data_file: str) -> str:
-    axes = axes_of(volume, str(path))
+def _header_text(held: FileOrder, data_file: str) -> str:
+    axes = held.axes
     fields = {
         "ObjectType": "Image",
         "NDims": "3",
@@ -141,7 +150,7 @@ def _header_text(volume: CTVolume, path: Path, data_file: str) -> str:
         "Offset": _words(*axes.origin_mm),
         "CenterOfRotation": "0 0 0",
         "ElementSpacing": _words(*reversed(axes.spacing_mm)),
-        "DimSize": _words(*reversed(volume.shape)),
+        "DimSize": _words(*reversed(held.shape)),
         "ElementType": "MET_FLOAT",
         "ElementDataFile": data_file,
     }
@@ -250,7 +259,7 @@ def _axes(header: _Header, dims: int) -> tuple[Axes, tuple[str, ...]]:
     origin[:dims] = header.numbers(
         header.one_of("Offset", "Position", "Origin", default=" ".join(["0"] * dims)), dims
     )
-    transform = header.one_of("TransformMatrix", "Orientation", "Rotation", default=identity)
+    transform = header.one_of(*_ORIENTATIONS, default=identity)
     matrix[:dims, :dims] = np.reshape(header.numbers(transform, dims * dims), (dims, dims))
     # The file lists column, row, slice.
     return axes_from_directions(str(header.path), matrix[::-1], spacing[::-1], origin), notes

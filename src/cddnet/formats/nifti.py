@@ -1,8 +1,10 @@
 """NIfTI-1 and NIfTI-2 in one file, plain or gzip compressed; needs nibabel.
 
 A stored array (i, j, k) becomes slices k of rows j and columns i, in the order of the file, with
-its axes turned from RAS to LPS. A .nii.gz cannot be entered in the middle: reading its slices in
-order unpacks the file once, every step back unpacks it again from the start.
+its axes turned from RAS to LPS. Where another axis is nearer to head and feet, slices follow that
+one, and what is written from the volume has the order of the file again (`_planes`). A .nii.gz
+cannot be entered in the middle: reading its slices in order unpacks the file once, every step back
+unpacks it again from the start.
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ from numpy.typing import NDArray
 
 from cddnet.errors import FormatError
 from cddnet.formats import ReadOptions, WriteOptions
-from cddnet.formats._axes import axes_from_ras, axes_of, ras_from_axes
+from cddnet.formats._axes import Axes, axes_from_ras, ras_from_axes, skew_of
 from cddnet.formats._finite import REAL_KINDS, finite_hu
 from cddnet.formats._optional import optional
+from cddnet.formats._planes import in_file_order, oriented, turned_as_asked
 from cddnet.formats._sidecar import RESEARCH_USE, new_recorded_files, recorded_beside
 from cddnet.formats._stored import CompressedSlices, Layout, plain_slices
-from cddnet.volume import CTVolume, SliceHU
+from cddnet.volume import CTVolume, SliceHU, Storage
 
 SUFFIXES = (".nii.gz", ".nii")
 GZIP = b"\x1f\x8b"
@@ -37,14 +40,34 @@ ONLY_PIXDIM = (
     "pixdim only, left and right are not certain"
 )
 FORMS_DIFFER = "the NIfTI header's qform and sform differ; the sform is used"
+# Of xyzt_units: the bits for lengths, and mm.
+_SPACE, _MM = 7, 2
+_FORMS = (
+    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
+)
+
+
+class _Forms(NamedTuple):
+    """What the header says of the geometry, kept to be written again.
+
+    shape: (D, H, W) of the file, and axes: what both mean; they hold for no other geometry.
+    sizes: of every dimension of the file.  fields: of `_FORMS`, pixdim and xyzt_units.
+    """
+
+    shape: tuple[int, int, int]
+    axes: Axes
+    sizes: tuple[int, ...]
+    fields: dict[str, object]
 
 
 class _Header(NamedTuple):
     layout: Layout
     slope: float
     intercept: float
-    ras_affine: NDArray[np.float64]
+    forms: _Forms
     notes: tuple[str, ...]
+    placed: bool
 
 
 def recognises(head: bytes) -> bool:
@@ -72,25 +95,39 @@ def read(path: Path, options: ReadOptions) -> CTVolume:
             intercept=header.intercept,
         )
 
-    return CTVolume(
+    stored = CTVolume(
         shape=header.layout.shape,
         read_slice=read_slice,
         notes=header.notes,
+        storage=Storage(placed=header.placed, forms=header.forms),
         derivation=recorded_beside(path),
-        **axes_from_ras(str(path), header.ras_affine)._asdict(),
+        **header.forms.axes._asdict(),
     )
+    if header.placed:
+        return oriented(stored, path)
+    return turned_as_asked(stored, options.slice_axis, path, fastest_first=True)
 
 
 def write(volume: CTVolume, path: Path, options: WriteOptions) -> None:
-    """HU as float32 with spacing, position and orientation as sform and qform."""
-    depth, height, width = volume.shape
-    affine = ras_from_axes(axes_of(volume, str(path)))
+    """HU as float32 with spacing, position and orientation as sform and qform.
+
+    A volume that was read from NIfTI gets the order of axes and both forms of that file.
+    """
+    shape, axes, planes = in_file_order(volume, path)
     header = optional("nibabel", "nifti").Nifti1Header(endianness="<")
     header.set_data_dtype(np.float32)
-    header.set_data_shape((width, height, depth))
+    header.set_data_shape(shape[::-1])
     header.set_xyzt_units("mm")
-    header.set_sform(affine, code="scanner")
-    header.set_qform(affine, code="scanner")
+    forms = volume.storage.forms
+    if isinstance(forms, _Forms) and (forms.shape, forms.axes) == (shape, axes):
+        header.set_data_shape(forms.sizes)
+        for name, value in forms.fields.items():
+            header[name] = value
+    else:
+        affine = ras_from_axes(axes)
+        header.set_sform(affine, code="scanner")
+        # A quaternion cannot hold a skew.
+        header.set_qform(affine, code="unknown" if skew_of(axes.direction) else "scanner")
     header.set_slope_inter(1.0, 0.0)
     header["vox_offset"] = SIZE_1 + len(NO_EXTENSIONS)
     header["descrip"] = f"HU; {RESEARCH_USE}".encode()
@@ -103,7 +140,7 @@ def write(volume: CTVolume, path: Path, options: WriteOptions) -> None:
         gzip.GzipFile("", "wb", 1, file, mtime=0) if packed else nullcontext(file) as out,
     ):
         out.write(header.binaryblock + NO_EXTENSIONS)
-        for hu in volume.slices():
+        for hu in planes:
             out.write(hu.astype("<f4").tobytes())
 
 
@@ -126,6 +163,12 @@ def _header(path: Path) -> _Header:
         )
         unit = str(header.get_xyzt_units()[0])
         affine = header.get_best_affine()
+        sizes = tuple(map(int, header.get_data_shape()))
+        fields = {name: header[name].tolist() for name in _FORMS}
+        # Entries of dimensions that are not there may be anything.
+        used = header["pixdim"][: len(sizes) + 1].tolist()
+        fields["pixdim"] = [*used, *[1.0] * (8 - len(used))]
+        fields["xyzt_units"] = int(header["xyzt_units"]) & _SPACE or _MM
     except (PermissionError, FormatError):
         raise
     except Exception as error:
@@ -142,6 +185,7 @@ def _header(path: Path) -> _Header:
         raise FormatError(f"{path}: lengths are in {unit!r}, expected mm; repair the header.")
     with np.errstate(over="ignore"):
         affine[:3] *= MM_PER_UNIT[unit]
+    axes = axes_from_ras(str(path), affine)
     notes: tuple[str, ...] = ()
     if qform is None and sform is None:
         notes = (ONLY_PIXDIM,)
@@ -151,8 +195,9 @@ def _header(path: Path) -> _Header:
         layout,
         1.0 if slope is None else float(slope),
         0.0 if intercept is None else float(intercept),
-        affine,
+        _Forms(layout.shape, axes, sizes, fields),
         notes,
+        placed=qform is not None or sform is not None,
     )
 
 

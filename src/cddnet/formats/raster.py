@@ -26,10 +26,11 @@ from cddnet.errors import CddnetError, FormatError
 from cddnet.files import list_folder
 from cddnet.formats import ReadOptions, WriteOptions, head_of
 from cddnet.formats._atomic import new_folder
-from cddnet.formats._axes import Axes, axes_from_directions, axes_of
+from cddnet.formats._axes import Axes, axes_from_directions
 from cddnet.formats._finite import finite_hu
 from cddnet.formats._imagej import Calibration, Description, described
 from cddnet.formats._optional import optional
+from cddnet.formats._planes import in_file_order, oriented, turned_as_asked
 from cddnet.formats._sidecar import (
     FOLDER_RECORD,
     RESEARCH_USE,
@@ -40,7 +41,7 @@ from cddnet.formats._sidecar import (
 )
 from cddnet.formats._stored import require_slice_size
 from cddnet.intensity.window import from_grey, to_grey
-from cddnet.volume import CTVolume, SliceHU
+from cddnet.volume import CTVolume, SliceHU, Storage
 
 if TYPE_CHECKING:
     import tifffile
@@ -141,6 +142,7 @@ def read(path: Path, options: ReadOptions) -> CTVolume:
         if page.channels > 1:
             _stored(page)
     axes = _tiff_axes(path) if _is_tiff(first.path) and path.is_file() else None
+    placed = axes is not None
     if axes is None:
         notes.append(NO_GEOMETRY)
         axes = axes_from_directions(str(path), np.eye(3)[:, ::-1], np.ones(3), np.zeros(3))
@@ -153,13 +155,17 @@ def read(path: Path, options: ReadOptions) -> CTVolume:
             return finite_hu(stored, str(page), slope=slope, intercept=intercept)
         return from_grey(stored.astype(np.int64), window, page.bits)
 
-    return CTVolume(
+    stored = CTVolume(
         shape=(len(pages), *first.size),
         read_slice=read_slice,
         notes=tuple(notes),
+        storage=Storage(placed=placed),
         derivation=recorded_in(path / FOLDER_RECORD) if path.is_dir() else recorded_beside(path),
         **axes._asdict(),
     )
+    if placed:
+        return oriented(stored, path)
+    return turned_as_asked(stored, options.slice_axis, path) if path.is_file() else stored
 
 
 def write(volume: CTVolume, path: Path, options: WriteOptions) -> None:
@@ -205,13 +211,13 @@ def _save(grey: NDArray[np.uint16], file: Path, bits: int) -> None:
 
 
 def _write_tiff(volume: CTVolume, path: Path) -> None:
-    axes = axes_of(volume, str(path))
+    shape, axes, planes = in_file_order(volume, path)
     _, row_mm, column_mm = axes.spacing_mm
     with new_recorded_files(volume, path) as (temporary,):
         optional("tifffile", "tiff").imwrite(
             temporary,
-            volume.slices(),
-            shape=volume.shape,
+            planes,
+            shape=shape,
             dtype=np.float32,
             photometric="minisblack",
             software="cddnet",

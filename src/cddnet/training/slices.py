@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cddnet.errors import GeometryError
+from cddnet.grid import AXIAL, plane_of
 from cddnet.intensity.hu import air_for_padding
 from cddnet.physics.beam import SliceGeometry
 from cddnet.training.pairs import FullDoseSlice, StoredSlice, in_memory
@@ -97,10 +98,22 @@ def filled(volume: CTVolume, index: int) -> NDArray[np.float32]:
     return air_for_padding(volume.read_slice(index), volume.padding(index))
 
 
+def require_axial(volume: CTVolume) -> None:
+    """Refuse slices in which the X-rays of a scanner never ran.  Raises GeometryError."""
+    plane = plane_of(volume.direction)
+    if plane != AXIAL:
+        raise GeometryError(
+            f"slices are {plane}; dose and noise are computed along the rays of the scanner, which "
+            "run in axial slices; give the axial series."
+        )
+
+
 def calibrated_geometry(volume: CTVolume) -> SliceGeometry:
     """The volume's pixels, at the photons of the calibrated 3 mm slice whatever its own thickness:
-    the inserted noise is absolute.  Raises GeometryError for pixels that are not square.
+    the inserted noise is absolute.  Raises GeometryError for slices that are not axial, and for
+    pixels that are not square.
     """
+    require_axial(volume)
     _, row_mm, column_mm = volume.spacing_mm
     if abs(row_mm - column_mm) > 0.01 * column_mm:
         raise GeometryError(

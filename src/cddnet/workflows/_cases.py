@@ -17,25 +17,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-import numpy as np
-
 from cddnet import plugins
 from cddnet.errors import FormatError, GeometryError, SeriesChoiceError
 from cddnet.files import list_folder
-from cddnet.formats import dicom, head_of, read_all_series, read_volume
+from cddnet.formats import ReadOptions, dicom, head_of, read_all_series, read_volume
 from cddnet.volume import CTVolume
 from cddnet.workflows._pairing import (
     PIXEL_TOLERANCE,
     along_mm,
+    differing_orientations,
     nearest,
     positions_of,
+    shifts_mm,
     tolerance_of,
 )
 from cddnet.workflows._pictures import listed, picture_names
 from cddnet.workflows.acquisitions import labels_of
 
+_ALL_STATED = ReadOptions()
 _RELATIVE_TOLERANCE = 0.01
-_DIRECTION_TOLERANCE = 1e-3
 _DIGEST_CHARACTERS = 8
 _LISTED = 6
 
@@ -92,21 +92,17 @@ class Case:
 def find_cases(
     reference: Path,
     rows: Mapping[str, Path],
-    *,
-    window_hu: tuple[float, float] | None = None,
-    acquisition: str | None = None,
+    reading: ReadOptions = _ALL_STATED,
 ) -> tuple[Case, ...]:
     """Every series of the reference with its twin in each row.
 
-    window_hu: (low, high) that the grey levels of pictures stand for.
-    acquisition: to be taken of series that hold several at their places.
+    reading: what files may leave open, such as what the grey levels of pictures stand for.
     Raises: GeometryError for what does not agree, naming both values; else what reading raises.
     """
-    references = found_series(reference, window_hu, acquisition)
+    references = found_series(reference, reading)
     patients = _patient_names(references)
     twins = {
-        name: _twins(references, found_series(path, window_hu, acquisition), name)
-        for name, path in rows.items()
+        name: _twins(references, found_series(path, reading), name) for name, path in rows.items()
     }
     numbers: Counter[str] = Counter()
     cases = []
@@ -127,32 +123,30 @@ def find_cases(
     return tuple(cases)
 
 
-def found_series(
-    path: Path, window_hu: tuple[float, float] | None, acquisition: str | None = None
-) -> tuple[Found, ...]:
+def found_series(path: Path, reading: ReadOptions) -> tuple[Found, ...]:
     """Every CT series of a file, of a DICOM tree, or of a folder of files or folders.
 
-    acquisition: to be taken of series that hold several at their places.
+    The acquisition that is asked for is taken of series that hold several at their places.
     """
-    found = _found(path, "", window_hu)
-    if acquisition is None:
+    found = _found(path, "", reading)
+    if reading.acquisition is None:
         return tuple(found)
     return tuple(
-        item._replace(volume=read_volume(path, series=uid, acquisition=acquisition))
+        item._replace(volume=read_volume(path, series=uid, acquisition=reading.acquisition))
         if item.volume.acquisition_labels and (uid := item.volume.series_uid)
         else item
         for item in found
     )
 
 
-def _found(path: Path, name: str, window_hu: tuple[float, float] | None) -> list[Found]:
+def _found(path: Path, name: str, reading: ReadOptions) -> list[Found]:
     inside = list_folder(path) if path.is_dir() else []
     inside = [item for item in inside if not item.name.startswith(".")]
     files = [item for item in inside if item.is_file() and _holds_volume(item)]
     if files:
-        return [Found(_joined(name, _stem(file)), read_volume(file)) for file in files]
+        return [Found(_joined(name, _stem(file)), _read(file, reading)) for file in files]
     try:
-        volume = read_volume(path, window_hu=window_hu)
+        volume = _read(path, reading)
         return [Found(name, volume, picture_names(path, volume) if path.is_dir() else ())]
     except SeriesChoiceError:
         return [Found(name, volume) for volume in read_all_series(path)]
@@ -165,8 +159,12 @@ def _found(path: Path, name: str, window_hu: tuple[float, float] | None) -> list
             for folder in inside
             # A link to where it lies would go round and round.
             if not path.resolve().is_relative_to(folder.resolve())
-            for found in _found(folder, _joined(name, folder.name), window_hu)
+            for found in _found(folder, _joined(name, folder.name), reading)
         ]
+
+
+def _read(path: Path, reading: ReadOptions) -> CTVolume:
+    return read_volume(path, window_hu=reading.window_hu, slice_axis=reading.slice_axis)
 
 
 def _holds_volume(file: Path) -> bool:
@@ -305,13 +303,10 @@ def _slices(reference: CTVolume, test: CTVolume, row: str) -> tuple[int, ...]:
                 f"({len(missing)} such)",
                 "give complete series at the same positions",
             )
-    indices = np.array(pairs)
-    apart = positions_of(reference)[indices[:, 0]] - positions_of(test)[indices[:, 1]]
-    normal = np.cross(reference.direction[2], reference.direction[1])
-    sideways_mm = np.linalg.norm(apart - np.outer(apart @ normal, normal), axis=1)
+    sideways_mm = shifts_mm(reference, test, pairs)
     worst = int(sideways_mm.argmax())
     if sideways_mm[worst] > PIXEL_TOLERANCE * min(reference.spacing_mm[1:]):
-        corners = (positions_of(v)[indices[worst, n]] for n, v in enumerate((reference, test)))
+        corners = (positions_of(v)[pairs[worst][n]] for n, v in enumerate((reference, test)))
         its_own, other = (", ".join(f"{value:.2f}" for value in corner) for corner in corners)
         _differ(row, "corner of the image (mm)", f"({its_own})", f"({other})")
     return tuple(index for _, index in sorted(pairs))
@@ -338,9 +333,9 @@ def _require_one_grid(reference: CTVolume, test: CTVolume, row: str) -> None:
     if any(abs(one - two) * count > PIXEL_TOLERANCE * one for one, two, count in pixels):
         described = (f"{v.spacing_mm[1]:g} x {v.spacing_mm[2]:g}" for v in (reference, test))
         _differ(row, "pixel spacing (mm)", *described)
-    turned = np.abs(np.subtract(reference.direction[1:], test.direction[1:])).max()
-    if turned > _DIRECTION_TOLERANCE:
-        _differ(row, "orientation", reference.direction[1:], test.direction[1:])
+    orientations = differing_orientations(reference, test)
+    if orientations:
+        _differ(row, "orientation", *orientations)
     distances = reference.spacing_mm[0], test.spacing_mm[0]
     if min(reference.shape[0], test.shape[0]) > 1 and _unlike(*distances):
         _differ(row, "slice spacing (mm)", *(f"{value:g}" for value in distances))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cddnet.errors import CddnetError, GeometryError
 from cddnet.formats.dicom import DicomHeaders
+from cddnet.grid import orientation_words
 from cddnet.volume import CTVolume
 from cddnet.workflows._layouts import Entry, LeftOut
 from cddnet.workflows.acquisitions import Labels, labels_of
@@ -107,6 +108,29 @@ def nearest(
     )
 
 
+def shifts_mm(
+    one: CTVolume, other: CTVolume, rows: Sequence[tuple[int, int]]
+) -> NDArray[np.float64]:
+    """How far the corners of paired slices lie apart within their plane, mm, one for each pair."""
+    indices = np.array(rows)
+    apart = positions_of(one)[indices[:, 0]] - positions_of(other)[indices[:, 1]]
+    normal = _normal(one)
+    shifts: NDArray[np.float64] = np.linalg.norm(apart - np.outer(apart @ normal, normal), axis=1)
+    return shifts
+
+
+def differing_orientations(one: CTVolume, other: CTVolume) -> tuple[str, str] | None:
+    """Both in words where rows or columns run differently; None where they run alike."""
+    if np.abs(np.subtract(one.direction[1:], other.direction[1:])).max() <= _DIRECTION_TOLERANCE:
+        return None
+    words = orientation_words(one.direction), orientation_words(other.direction)
+    if words[0] != words[1]:
+        return words
+    cosines = [np.dot(a, b) for a, b in zip(one.direction[1:], other.direction[1:], strict=True)]
+    degrees = float(np.degrees(np.arccos(min(cosines))))
+    return words[0], f"{words[1]}, but turned by {degrees:.1f} degrees"
+
+
 def tolerance_of(volume: CTVolume) -> float:
     """How far apart the slices of a pair may lie, mm."""
     return POSITION_TOLERANCE * volume.spacing_mm[0]
@@ -148,8 +172,9 @@ def _require_one_grid(full: CTVolume, low: CTVolume) -> None:
     ):
         if abs(one - other) * pixels > PIXEL_TOLERANCE * one:
             raise _differing("pixel spacing (mm)", full.spacing_mm[1:], low.spacing_mm[1:])
-    if np.abs(np.subtract(full.direction[1:], low.direction[1:])).max() > _DIRECTION_TOLERANCE:
-        raise _differing("orientation", full.direction[1:], low.direction[1:])
+    orientations = differing_orientations(full, low)
+    if orientations:
+        raise _differing("orientation", *orientations)
     thick, other_thick = full.thickness_mm, low.thickness_mm
     if thick and other_thick and abs(thick - other_thick) > _THICKNESS_TOLERANCE * thick:
         raise _differing("slice thickness (mm)", thick, other_thick)
@@ -161,11 +186,7 @@ def _require_one_grid(full: CTVolume, low: CTVolume) -> None:
 def _require_no_shift(full: CTVolume, low: CTVolume, rows: tuple[tuple[int, int], ...]) -> None:
     if not rows:
         return
-    indices = np.array(rows)
-    apart = positions_of(full)[indices[:, 0]] - positions_of(low)[indices[:, 1]]
-    normal = _normal(full)
-    sideways = apart - np.outer(apart @ normal, normal)
-    shift_mm = float(np.linalg.norm(sideways, axis=1).max())
+    shift_mm = float(shifts_mm(full, low, rows).max())
     if shift_mm > PIXEL_TOLERANCE * min(full.spacing_mm[1:]):
         raise LeftOutError("geometry", f"the two doses are shifted by {shift_mm:.2f} mm")
 

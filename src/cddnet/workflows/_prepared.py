@@ -92,6 +92,7 @@ def series_of(
         notes=tuple(note for note in full.notes if not note.startswith(_OTHERS)),
         volume_problems=(
             *full.volume_problems,
+            *full.skew,
             *([f"{lost} slices of the series were left out"] if lost else []),
         ),
     )

@@ -73,6 +73,8 @@ class DenoiseOptions:
     forced: str | None = None
     uncertainty: Path | None = None
     created: datetime | None = None
+    slice_axis: int | None = None
+    """Axis of the slices (0, 1 or 2) in arrays that state no orientation."""
 
 
 def denoise_file(
@@ -95,6 +97,7 @@ def denoise_file(
             series=options.series,
             window_hu=options.window_hu,
             acquisition=options.acquisition,
+            slice_axis=options.slice_axis,
         )
         folder = is_folder(target, from_folder=found.headers is not None or source.is_dir())
         _require_lossless(path, folder)

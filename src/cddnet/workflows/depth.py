@@ -56,6 +56,8 @@ class DepthOptions:
     acquisition: str | None = None
     window_hu: tuple[float, float] | None = None
     created: datetime | None = None
+    slice_axis: int | None = None
+    """Axis of the slices (0, 1 or 2) in arrays that state no orientation."""
 
 
 class DepthResult(NamedTuple):
@@ -93,6 +95,7 @@ def depth_file(
         series=options.series,
         window_hu=options.window_hu,
         acquisition=options.acquisition,
+        slice_axis=options.slice_axis,
     )
     with new_folder(target) as folder, TemporaryFile(dir=folder) as file:
         matched = match_source(volume, kernel=options.kernel)

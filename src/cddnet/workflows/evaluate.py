@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from cddnet import __version__
 from cddnet.errors import CddnetError, FormatError, GeometryError
+from cddnet.formats import ReadOptions
+from cddnet.grid import plane_notes
 from cddnet.metrics import fidelity, statistics
 from cddnet.metrics._body import body_mask
 from cddnet.metrics.fidelity import Measure
@@ -71,6 +73,15 @@ class EvaluateOptions(NamedTuple):
     detect: str | Path | None = None
     seed: int = 0
     progress: Progress = _silent
+    slice_axis: int | None = None
+    """Axis of the slices (0, 1 or 2) in arrays that state no orientation."""
+
+    @property
+    def reading(self) -> ReadOptions:
+        """What files may leave open."""
+        return ReadOptions(
+            window_hu=self.window_hu, acquisition=self.acquisition, slice_axis=self.slice_axis
+        )
 
 
 class _Chosen(NamedTuple):
@@ -105,14 +116,8 @@ def evaluate(  # noqa: PLR0913 - what is compared, and the three choices that de
         )
     reference, low_dose = full_and_low_dose(reference, low_dose)
     rows = {} if low_dose is None else {LOW_DOSE: low_dose}
-    cases = _cases_of(reference, rows | dict(methods), options)
+    cases = find_cases(reference, rows | dict(methods), options.reading)
     return evaluate_cases(cases, chosen, mask=mask, options=options)
-
-
-def _cases_of(
-    reference: Path, rows: Mapping[str, Path], options: EvaluateOptions
-) -> tuple[Case, ...]:
-    return find_cases(reference, rows, window_hu=options.window_hu, acquisition=options.acquisition)
 
 
 def full_and_low_dose(reference: Path, low_dose: Path | None) -> tuple[Path, Path | None]:
@@ -175,7 +180,7 @@ def evaluate_unpaired(
     options = options or EvaluateOptions()
     layout = sides(source)
     source = layout.low_dose if layout else source
-    cases = _cases_of(source, methods, options)
+    cases = find_cases(source, methods, options.reading)
     rows = {LOW_DOSE: [case.reference for case in cases]}
     rows |= {name: [case.aligned(name) for case in cases] for name in methods}
     physics = paired_findings(rows, None, patients=[case.patient for case in cases])
@@ -195,7 +200,7 @@ def evaluate_phantom(
     truth = folder / "truth.json"
     if not truth.is_file():
         raise FormatError(f"{folder}: holds no truth.json; give a folder of `cddnet phantom`.")
-    cases = _cases_of(folder / "series", methods, options)
+    cases = find_cases(folder / "series", methods, options.reading)
     case = cases[0]
     rows = {LOW_DOSE: case.reference} | {name: case.aligned(name) for name in methods}
     note = f"'{LOW_DOSE}' is the phantom's own series, whatever its dose."
@@ -230,7 +235,12 @@ def _without_scores(
         ),
         comparisons=(),
         physics=physics,
-        notes=(note,),
+        notes=(
+            note,
+            *dict.fromkeys(
+                text for case in cases for text in plane_notes(case.reference.direction)
+            ),
+        ),
     )
 
 
@@ -346,12 +356,13 @@ def _notes(cases: Sequence[Case], rows: Sequence[Row], protocol: Protocol, seed:
         )
     named = [(REFERENCE, case.reference) for case in cases]
     named += [item for case in cases for item in case.rows.items()]
-    # Notes of DICOM, and of files left aside, may quote what names a patient.
+    # Other notes of DICOM, and of files left aside, may quote what names a patient.
     notes += dict.fromkeys(
         f"{name}: {note}"
         for name, volume in named
         for note in volume.notes
-        if volume.headers is None and not note.startswith("left aside")
+        if (volume.headers is None and not note.startswith("left aside"))
+        or note in plane_notes(volume.direction)
     )
     kernels = {
         (case.reference.acquisition.kernel, volume.acquisition.kernel)

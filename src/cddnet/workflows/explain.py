@@ -20,6 +20,7 @@ from cddnet import __version__
 from cddnet.errors import CddnetError, GeometryError, ModelError
 from cddnet.formats import read_volume
 from cddnet.formats._atomic import new_folder
+from cddnet.grid import plane_notes
 from cddnet.intensity.normalise import to_hu, to_network
 from cddnet.metrics._body import body_mask
 from cddnet.physics.dose import rng_for
@@ -72,6 +73,8 @@ class ExplainOptions:
     acquisition: str | None = None
     window_hu: tuple[float, float] | None = None
     effects: EffectSettings = field(default_factory=EffectSettings)
+    slice_axis: int | None = None
+    """Axis of the slices (0, 1 or 2) in arrays that state no orientation."""
 
 
 class ExplainResult(NamedTuple):
@@ -97,6 +100,7 @@ def explain_file(
         series=options.series,
         window_hu=options.window_hu,
         acquisition=options.acquisition,
+        slice_axis=options.slice_axis,
     )
     index = options.slice_number - 1
     if not 0 <= index < volume.shape[0]:
@@ -155,7 +159,8 @@ def explain_file(
             "attribution": _summary(weights, region),
         }
         files = _write(folder, record, _Drawn(scene, effects, weights))
-    return ExplainResult(record, _described(effects, weights, scene), files)
+    notes = tuple(f"note: {note}" for note in plane_notes(volume.direction))
+    return ExplainResult(record, (*notes, *_described(effects, weights, scene)), files)
 
 
 def denoiser(network: nn.Module, strength: float) -> Callable[[Tensor], Tensor]:
@@ -224,7 +229,9 @@ def _reference(
     """Region (h, w) of the full-dose slice at the same position."""
     if options.reference is None:
         return None
-    full = read_volume(options.reference, window_hu=options.window_hu)
+    full = read_volume(
+        options.reference, window_hu=options.window_hu, slice_axis=options.slice_axis
+    )
     own, other = volume.acquisition.patient_id, full.acquisition.patient_id
     if own and other and own != other:
         raise GeometryError(f"{options.reference}: is of another patient; give the same one's.")

@@ -34,6 +34,8 @@ class ExportOptions:
     bits: int = 8
     series: str | None = None
     acquisition: str | None = None
+    slice_axis: int | None = None
+    """Axis of the slices (0, 1 or 2) in arrays that state no orientation."""
 
 
 class ExportResult(NamedTuple):
@@ -61,6 +63,7 @@ def export_file(
         series=options.series,
         window_hu=options.window_hu,
         acquisition=options.acquisition,
+        slice_axis=options.slice_axis,
     )
     count = volume.shape[0]
     suffix, digits = SUFFIXES[options.picture], max(4, len(str(count)))

@@ -20,15 +20,19 @@ class SeriesInfo(NamedTuple):
     refusal: str | None
 
 
-def describe(source: Path, acquisition: str | None = None) -> tuple[SeriesInfo, ...]:
+def describe(
+    source: Path, acquisition: str | None = None, *, slice_axis: int | None = None
+) -> tuple[SeriesInfo, ...]:
     """Every series found; a refusal is an answer here.  Raises FormatError for a missing path.
 
     acquisition: of series that hold several at their places.
+    slice_axis: of the slices (0, 1 or 2) in arrays that state no orientation.
     """
     if not source.exists():
         raise FormatError(f"{source}: there is no such file or folder; check the name.")
     try:
-        return (_fit(read_volume(source, acquisition=acquisition)),)
+        volume = read_volume(source, acquisition=acquisition, slice_axis=slice_axis)
+        return (_fit(volume),)
     except SeriesChoiceError as several:
         return tuple(_chosen(source, uid, text, acquisition) for uid, text in several.choices)
     except CddnetError as error:

@@ -35,6 +35,7 @@ from cddnet.training.manifest import (
     digest_of,
     load_manifest,
 )
+from cddnet.training.slices import require_axial
 from cddnet.volume import CTVolume, SliceHU
 from cddnet.workflows._appearing import remove_partial, resumable, write_whole
 from cddnet.workflows._layouts import (
@@ -262,6 +263,7 @@ def _store(run: _Run, job: Job, name: str, known: dict[str, set[str]]) -> Stored
     try:
         full = _volume(run, job.full)
         slices = full.shape[0]
+        require_axial(full)
         _require_square(full)
         patient = job.patient or full.acquisition.patient_id
         if not patient:

@@ -84,12 +84,7 @@ def report_file(
             options=options.evaluation._replace(progress=progress),
         )
         rows = {} if low_dose is None else {LOW_DOSE: low_dose}
-        cases = find_cases(
-            reference,
-            rows | dict(methods),
-            window_hu=options.evaluation.window_hu,
-            acquisition=options.evaluation.acquisition,
-        )
+        cases = find_cases(reference, rows | dict(methods), options.evaluation.reading)
         content = Content(
             evaluation=evaluation,
             shown=shown_slices(evaluation, cases),

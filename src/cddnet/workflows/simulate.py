@@ -37,6 +37,8 @@ class SimulateOptions:
     series: str | None = None
     acquisition: str | None = None
     window_hu: tuple[float, float] | None = None
+    slice_axis: int | None = None
+    """Axis of the slices (0, 1 or 2) in arrays that state no orientation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,7 @@ def simulate_file(
         series=options.series,
         window_hu=options.window_hu,
         acquisition=options.acquisition,
+        slice_axis=options.slice_axis,
     )
     matched = match_source(volume, kernel=options.kernel)
     if options.electronic_std is not None:

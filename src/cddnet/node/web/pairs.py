@@ -17,18 +17,26 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from cddnet.errors import FormatError, GeometryError
-from cddnet.formats import dicom, head_of, read_volume
+from cddnet.formats import ReadOptions, dicom, head_of, read_volume
 from cddnet.formats._parametric import PREDICTED_ERROR
 from cddnet.formats._parametric_read import read_parametric_map
 from cddnet.formats.arrays import NO_GEOMETRY
 from cddnet.volume import CTVolume, SliceHU
+from cddnet.workflows._pairing import (
+    PIXEL_TOLERANCE,
+    along_mm,
+    differing_orientations,
+    nearest,
+    shifts_mm,
+    tolerance_of,
+)
 from cddnet.workflows.acquisitions import labels_of
 
 STORED_RANGE = (-32768, 32767)
 # Stored units in one HU of the maps of noise and expected error.
 NOISE_PER_HU = 10
 _KEPT_SLICES = 64
-_MATCH_FRACTION = 0.1
+_ALL_STATED = ReadOptions()
 _UID = re.compile(r"\b[0-2](?:\.\d+){3,}\b")
 _PATH = re.compile(r"(?:/[^\s:;,'\"]+)+")
 
@@ -176,43 +184,45 @@ class Pair:
 
 
 def _matched(before: CTVolume, after: CTVolume, name: str = "after") -> list[tuple[int, int]]:
-    """(slice before, slice after) at the same position; by order where a format has no places.
+    """(slice before, slice after) at the same position; by order where a file states no places.
 
     name: of `after` in messages.
 
-    Raises: GeometryError where the grids differ or no slice is common.
+    Raises: GeometryError where grids or orientations differ or no slice is common.
     """
     pixels = [(v.shape[1:], np.round(v.spacing_mm[1:], 3).tolist()) for v in (before, after)]
     if pixels[0] != pixels[1]:
         found = " and ".join(f"{h} x {w} of {mm} mm" for (h, w), mm in pixels)
         raise GeometryError(f"before and {name} have different pixels: {found}; give one series.")
-    if before.headers is None or after.headers is None:
+    if not (before.storage.placed and after.storage.placed):
         if before.shape[0] != after.shape[0]:
             raise GeometryError(
                 f"before has {before.shape[0]} slices, {name} {after.shape[0]}, and their "
                 "places are unknown; give the same slices."
             )
         return [(index, index) for index in range(before.shape[0])]
-    apart = np.abs(_places_mm(before)[:, None] - _places_mm(after)[None]).max(axis=-1)
-    labels = labels_of(before, after)
-    if labels is not None:
-        apart[np.array(labels[0])[:, None] != np.array(labels[1])[None]] = np.inf
-    nearest = apart.argmin(axis=1)
-    limit = _MATCH_FRACTION * before.spacing_mm[0]
-    rows = [(i, int(j)) for i, j in enumerate(nearest) if apart[i, j] <= limit]
-    if not rows:
+    orientations = differing_orientations(before, after)
+    if orientations:
+        one, other = orientations
         raise GeometryError(
-            f"no slice of {name} lies within {limit:.2g} mm of one of before "
-            f"(nearest {apart.min():.1f} mm); give the same series."
+            f"before and {name} have different orientations: {one} before, {other} in {name}; "
+            "bring both into one orientation first."
         )
-    return rows
-
-
-def _places_mm(volume: CTVolume) -> NDArray[np.float64]:
-    """First voxel of each slice, (D, 3)."""
-    along = np.asarray(volume.slice_positions_mm())
-    places = np.asarray(volume.origin_mm) + along[:, None] * np.asarray(volume.direction[0])
-    return np.asarray(places, np.float64)
+    limit_mm = tolerance_of(before)
+    rows = nearest(along_mm(before), along_mm(after), limit_mm, labels_of(before, after))
+    if not rows:
+        apart_mm = np.abs(along_mm(before)[:, None] - along_mm(after)).min()
+        raise GeometryError(
+            f"no slice of {name} lies within {limit_mm:.2g} mm of one of before "
+            f"(nearest {apart_mm:.1f} mm); give the same series."
+        )
+    shift_mm = float(shifts_mm(before, after, rows).max())
+    if shift_mm > PIXEL_TOLERANCE * min(before.spacing_mm[1:]):
+        raise GeometryError(
+            f"before and {name} are shifted by {shift_mm:.1f} mm within the slices; give the same "
+            "series."
+        )
+    return list(rows)
 
 
 class Sources(Protocol):
@@ -236,16 +246,23 @@ class LocalPair:
         self,
         before: Path,
         after: Path | None,
-        window_hu: tuple[float, float] | None = None,
+        reading: ReadOptions = _ALL_STATED,
         error: Path | None = None,
     ) -> None:
-        """error: the file of `cddnet denoise --uncertainty`."""
-        first = read_volume(before, window_hu=window_hu)
-        maps = None if error is None else _read_error(error)
+        """reading: what files may leave open.
+
+        error: the file of `cddnet denoise --uncertainty`.
+        """
+
+        def read(path: Path) -> CTVolume:
+            return read_volume(path, window_hu=reading.window_hu, slice_axis=reading.slice_axis)
+
+        first = read(before)
+        maps = None if error is None else _read_error(error, read)
         self._pair = (
             Pair(None, first, "series", maps)
             if after is None
-            else Pair(first, read_volume(after, window_hu=window_hu), error=maps)
+            else Pair(first, read(after), error=maps)
         )
 
     def open(self, key: str) -> Pair:
@@ -257,13 +274,13 @@ class LocalPair:
         return self._pair
 
 
-def _read_error(path: Path) -> CTVolume:
+def _read_error(path: Path, read: Callable[[Path], CTVolume]) -> CTVolume:
     try:
         is_dicom = dicom.recognises(head_of(path))
     except OSError:
         # Said by the reader of everything else.
         is_dicom = False
-    return read_parametric_map(path, PREDICTED_ERROR) if is_dicom else read_volume(path)
+    return read_parametric_map(path, PREDICTED_ERROR) if is_dicom else read(path)
 
 
 def plain(text: str) -> str:
