@@ -9,7 +9,7 @@ from pydicom.dataset import FileMetaDataset
 
 from cddnet.cli import main
 from cddnet.errors import GeometryError
-from cddnet.formats import read_volume, write_volume
+from cddnet.formats import ReadOptions, read_volume, write_volume
 from cddnet.node.web.pairs import Pair
 from cddnet.training.slices import stored_slices
 from cddnet.volume import Derivation
@@ -87,7 +87,7 @@ def test_phases_are_compared_phase_by_phase(tmp_path):
         full, {"low": low}, protocol="full", options=options._replace(acquisition="2")
     ).rows
     assert len(row.images) == 3
-    (case,) = find_cases(full, {"low": low}, acquisition="2")
+    (case,) = find_cases(full, {"low": low}, ReadOptions(acquisition="2"))
     assert case.reference.shape[0] == 3
     np.testing.assert_array_equal(case.aligned("low").hu, case.reference.hu + 7)
     # Derived series say of each image what their source said.
@@ -105,12 +105,12 @@ def test_a_phase_is_not_taken_for_another(tmp_path):
         find_cases(full, {"low": unknown})
     with pytest.raises(GeometryError, match="second: 3 slices but 6 in the reference"):
         find_cases(full, {"second": tmp_path / "second"})
-    (case,) = find_cases(full, {"second": tmp_path / "second"}, acquisition="2")
+    (case,) = find_cases(full, {"second": tmp_path / "second"}, ReadOptions(acquisition="2"))
     np.testing.assert_array_equal(case.aligned("second").hu, case.reference.hu + 5)
     write_volume(read_volume(full, acquisition="2"), tmp_path / "second.nii.gz")
     with pytest.raises(GeometryError, match=r"several acquisitions \(1, 2\).*--acquisition"):
         find_cases(full, {"second": tmp_path / "second.nii.gz"})
-    assert find_cases(full, {"second": tmp_path / "second.nii.gz"}, acquisition="2")
+    assert find_cases(full, {"second": tmp_path / "second.nii.gz"}, ReadOptions(acquisition="2"))
 
 
 def test_a_viewer_shows_each_phase_beside_itself(tmp_path):
