@@ -183,6 +183,12 @@ def test_utf_16_without_a_mark_is_known_by_its_zeros(tmp_path, coding):
     assert read_text(tmp_path / "text") == "a/\u80f8\n"
 
 
+@pytest.mark.parametrize("coding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_mark_that_was_converted_with_the_text_is_no_text(tmp_path, coding):
+    (tmp_path / "text").write_bytes("\ufeffa\n".encode(coding))
+    assert read_text(tmp_path / "text") == "a\n"
+
+
 def test_text_in_a_national_code_page_is_no_guess(tmp_path):
     (tmp_path / "text").write_bytes("gr\u00f6\u00dfer".encode("cp1252"))
     with pytest.raises(UnicodeDecodeError):

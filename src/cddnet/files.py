@@ -107,7 +107,8 @@ def read_text(path: Path) -> str:
     coding = next((name for mark, name in MARKS if content.startswith(mark)), "utf-8")
     if content[:2].count(0) == 1:
         coding = "utf-16-be" if content[0] == 0 else "utf-16-le"
-    return content.decode(coding)
+    # A converter turns a mark that it does not know into another one.
+    return content.decode(coding).removeprefix("\ufeff")
 
 
 def lost_link(path: Path) -> FormatError:
