@@ -11,6 +11,7 @@ from cddnet.physics.kernel import SOFT_KERNEL
 from cddnet.volume import CTVolume
 from cddnet.workflows import noise_map
 from cddnet.workflows._matching import SourceNoise, match_source
+from cddnet.workflows.fitness import examine
 from cddnet.workflows.simulate import SimulateOptions, calibrated_source, simulate_volume
 
 SHAPE, PIXEL_MM = (201, 240), 0.9
@@ -116,3 +117,14 @@ def test_maps_of_noise_follow_the_thickness(monkeypatch):
     same = CTVolume.from_hu(np.stack([body()] * 4), (4.0, PIXEL_MM, PIXEL_MM))
     read = noise_map.noise_reader(same)
     np.testing.assert_allclose(read(0), 2 * read(3), rtol=1e-3)
+
+
+def test_every_thickness_is_compared_with_that_of_training(series):
+    for thicknesses_mm, notes in (
+        ((4.0, 4.0, 7.0, 7.0), []),
+        ((4.0, None, 10.0, 10.0), ["10 mm"]),
+        ((0.3, 4.0, 10.0, 10.0), ["0.3 mm", "10 mm"]),
+    ):
+        found = examine(replace(series, thicknesses_mm=thicknesses_mm)).notes
+        stated = [note for note in found if note.startswith("slice thickness is")]
+        assert [note.split(",")[0].split("is ")[1] for note in stated] == notes

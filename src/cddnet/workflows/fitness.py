@@ -161,13 +161,16 @@ def _pixel_mm(volume: CTVolume) -> float:
 
 
 def _grid(volume: CTVolume) -> Iterator[Finding]:
-    for kind, value_mm, (low, high) in (
-        (Kind.pixel_size, _pixel_mm(volume), PIXEL_MM),
-        (Kind.thickness, volume.thickness_mm, THICKNESS_MM),
+    stated = [thickness for thickness in volume.thicknesses_mm if thickness is not None]
+    thicknesses_mm = sorted(set(stated)) or [volume.thickness_mm]
+    for kind, values_mm, (low, high) in (
+        (Kind.pixel_size, [_pixel_mm(volume)], PIXEL_MM),
+        (Kind.thickness, thicknesses_mm, THICKNESS_MM),
     ):
-        if value_mm is not None and not low <= round(value_mm, 3) <= high:
-            text = f"{kind.value} is {value_mm:.3g} mm, training covered {low:g} to {high:g} mm"
-            yield Finding(kind, False, text)
+        for value_mm in values_mm:
+            if value_mm is not None and not low <= round(value_mm, 3) <= high:
+                text = f"{kind.value} is {value_mm:.3g} mm, training covered {low:g} to {high:g} mm"
+                yield Finding(kind, False, text)
 
 
 def _values(sample: _Sample) -> Iterator[Finding]:
