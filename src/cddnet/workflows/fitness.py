@@ -161,14 +161,14 @@ def _pixel_mm(volume: CTVolume) -> float:
 
 
 def _grid(volume: CTVolume) -> Iterator[Finding]:
-    stated = [thickness for thickness in volume.thicknesses_mm if thickness is not None]
-    thicknesses_mm = sorted(set(stated)) or [volume.thickness_mm]
+    every = volume.thicknesses_mm or (volume.thickness_mm,)
+    thicknesses_mm = sorted({thickness for thickness in every if thickness is not None})
     for kind, values_mm, (low, high) in (
         (Kind.pixel_size, [_pixel_mm(volume)], PIXEL_MM),
         (Kind.thickness, thicknesses_mm, THICKNESS_MM),
     ):
         for value_mm in values_mm:
-            if value_mm is not None and not low <= round(value_mm, 3) <= high:
+            if not low <= round(value_mm, 3) <= high:
                 text = f"{kind.value} is {value_mm:.3g} mm, training covered {low:g} to {high:g} mm"
                 yield Finding(kind, False, text)
 
