@@ -45,6 +45,7 @@ SHARED = {
     "models._ra_depth",
     "models._weights",
     "workflows._pairing",
+    "workflows._upright",
 }
 
 

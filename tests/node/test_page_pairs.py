@@ -10,7 +10,9 @@ from cddnet.errors import GeometryError
 from cddnet.formats import read_volume, write_volume
 from cddnet.node.web.pairs import LocalPair
 from cddnet.volume import CTVolume
+from cddnet.workflows._upright import upright
 from cddnet.workflows.evaluate import EvaluateOptions, evaluate
+from ct_tree import uid_of, write_slice
 
 SPACING_MM = (2.5, 0.7, 0.7)
 ORIGIN_MM = (-20.0, -15.0, -300.0)
@@ -65,37 +67,81 @@ def both(hu):
     )
 
 
+def exchanged(hu):
+    return volume(hu.transpose(0, 2, 1), direction=((0, 0, 1), (1, 0, 0), (0, 1, 0)))
+
+
 @pytest.mark.parametrize("suffix", [".nii.gz", ".mha", ".npz"])
-@pytest.mark.parametrize(
-    ("turn", "words"),
-    [
-        (rows_up, "rows from back to front, columns from right to left"),
-        (columns_back, "rows from front to back, columns from left to right"),
-        (both, "rows from back to front, columns from left to right"),
-    ],
-)
-def test_two_orientations_are_refused_in_words_and_evaluate_decides_alike(
-    turn, words, suffix, hu, tmp_path
-):
+@pytest.mark.parametrize("turn", [rows_up, columns_back, both, exchanged])
+def test_mirrored_copies_are_matched_and_evaluate_decides_alike(turn, suffix, hu, tmp_path):
+    pair = opened(tmp_path, volume(hu), turn(hu + 3), suffix)
+    for index, (before, after) in enumerate(shown_pairs(pair)):
+        np.testing.assert_array_equal(before, hu[index].ravel())
+        np.testing.assert_array_equal(after, before + 3)
+    found = evaluate(
+        tmp_path / f"before{suffix}",
+        {"after": tmp_path / f"after{suffix}"},
+        protocol="full",
+        options=EvaluateOptions(with_physics=False),
+    )
+    assert found.rows[0].mean["RMSE"].value == pytest.approx(3, rel=1e-6)
+
+
+@pytest.mark.parametrize("turn", [rows_up, both])
+def test_the_map_of_the_error_is_turned_with_its_series(turn, hu, tmp_path):
+    write_volume(turn(hu), tmp_path / "before.nii")
+    write_volume(volume(hu), tmp_path / "after.nii")
+    write_volume(turn(np.abs(hu)), tmp_path / "error.npz")
+    paths = [tmp_path / name for name in ("before.nii", "after.nii", "error.npz")]
+    pair = LocalPair(*paths[:2], error=paths[2]).pair("pair")
+    shown = np.frombuffer(pair.slice_bytes("error", 1), "<i2")
+    np.testing.assert_array_equal(shown, 10 * np.abs(hu[1]).ravel())
+    # A .npy states no orientation: it lies as its series is stored, and so is everything shown.
+    np.save(tmp_path / "error.npy", np.abs(turn(hu).hu))
+    write_volume(turn(hu), tmp_path / "same.nii")
+    pair = LocalPair(paths[0], tmp_path / "same.nii", error=tmp_path / "error.npy").pair("pair")
+    shown = np.frombuffer(pair.slice_bytes("error", 1), "<i2")
+    np.testing.assert_array_equal(shown, 10 * np.abs(turn(hu).read_slice(1)).ravel())
+    before = np.frombuffer(pair.slice_bytes("before", 1), "<i2")
+    np.testing.assert_array_equal(before, turn(hu).read_slice(1).ravel())
+
+
+def turned_series(folder, hu):
+    """A DICOM series whose rows run to the front, as of a patient who lies on the belly."""
+    for index, values in enumerate(hu):
+        write_slice(
+            folder / f"{index}.dcm",
+            np.round(values[::-1, ::-1]),
+            PatientID="a",
+            StudyInstanceUID=uid_of("study"),
+            SeriesInstanceUID=uid_of("series"),
+            SOPInstanceUID=uid_of("image", index),
+            ImageOrientationPatient=[-1, 0, 0, 0, -1, 0],
+            ImagePositionPatient=[-20 + 0.7 * 38, -15 + 0.7 * 32, -300 + 2.5 * index],
+            SliceThickness="2.5",
+        )
+    return folder
+
+
+def test_two_orientations_are_refused_in_words_and_evaluate_decides_alike(hu, tmp_path):
+    """DICOM is shown as it is, and so it is not turned to another file either."""
+    before = turned_series(tmp_path / "before", hu)
+    write_volume(volume(hu), tmp_path / "after.nii")
+    words = "rows from back to front, columns from left to right"
     with pytest.raises(GeometryError, match="different orientations") as refused:
-        opened(tmp_path, volume(hu), turn(hu), suffix)
-    assert words in str(refused.value)
-    assert "rows from front to back, columns from right to left before" in str(refused.value)
+        LocalPair(before, tmp_path / "after.nii")
+    assert f"{words} before" in str(refused.value)
+    assert "rows from front to back, columns from right to left in after" in str(refused.value)
     options = EvaluateOptions(with_physics=False)
     with pytest.raises(GeometryError, match="the orientation is") as evaluated:
-        evaluate(
-            tmp_path / f"before{suffix}",
-            {"after": tmp_path / f"after{suffix}"},
-            protocol="redcnn",
-            options=options,
-        )
+        evaluate(before, {"x": tmp_path / "after.nii"}, protocol="full", options=options)
     assert words in str(evaluated.value)
 
 
 def test_the_command_says_it_and_starts_no_page(hu, tmp_path, monkeypatch, capsys):
-    write_volume(volume(hu), tmp_path / "a.nii")
-    write_volume(rows_up(hu), tmp_path / "b.nii")
-    arguments = ["cddnet", "view", str(tmp_path / "a.nii"), str(tmp_path / "b.nii"), "--no-browser"]
+    before = turned_series(tmp_path / "before", hu)
+    write_volume(volume(hu), tmp_path / "b.nii")
+    arguments = ["cddnet", "view", str(before), str(tmp_path / "b.nii"), "--no-browser"]
     monkeypatch.setattr("sys.argv", arguments)
     with pytest.raises(SystemExit) as end:
         main()
@@ -168,3 +214,25 @@ def test_arrays_are_paired_by_order(hu, tmp_path):
     fewer.mkdir()
     with pytest.raises(GeometryError, match="before has 4 slices, after 3"):
         opened(fewer, volume(hu), volume(hu[:3]), ".npy")
+
+
+@pytest.mark.parametrize("code", ["RAS", "LPS", "ARI", "PLS", "RSA", "AIL"])
+def test_a_volume_stands_upright_and_every_voxel_keeps_its_place(code, hu, tmp_path):
+    import nibabel
+
+    write_volume(volume(hu), tmp_path / "axial.nii")
+    source = nibabel.load(tmp_path / "axial.nii")
+    orientations = [nibabel.io_orientation(source.affine), nibabel.orientations.axcodes2ornt(code)]
+    nibabel.save(
+        source.as_reoriented(nibabel.orientations.ornt_transform(*orientations)),
+        tmp_path / "turned.nii",
+    )
+    stored = read_volume(tmp_path / "turned.nii")
+    turned = upright(stored)
+    assert (turned.shape, turned.direction[1:]) == (hu.shape, ((0, 1, 0), (1, 0, 0)))
+    down = turned.direction[0][2] < 0
+    np.testing.assert_array_equal(turned.hu, hu[::-1] if down else hu)
+    corner = (-20, -15, -300 + 2.5 * 3 * down)
+    np.testing.assert_allclose(turned.origin_mm, corner, atol=1e-4)
+    padded = replace(stored, read_padding=lambda index: stored.read_slice(index) > 60)
+    np.testing.assert_array_equal(upright(padded).padding(1), turned.read_slice(1) > 60)

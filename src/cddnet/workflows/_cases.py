@@ -32,6 +32,7 @@ from cddnet.workflows._pairing import (
     tolerance_of,
 )
 from cddnet.workflows._pictures import listed, picture_names
+from cddnet.workflows._upright import upright
 from cddnet.workflows.acquisitions import labels_of
 
 _ALL_STATED = ReadOptions()
@@ -164,7 +165,8 @@ def _found(path: Path, name: str, reading: ReadOptions) -> list[Found]:
 
 
 def _read(path: Path, reading: ReadOptions) -> CTVolume:
-    return read_volume(path, window_hu=reading.window_hu, slice_axis=reading.slice_axis)
+    volume = read_volume(path, window_hu=reading.window_hu, slice_axis=reading.slice_axis)
+    return upright(volume)
 
 
 def _holds_volume(file: Path) -> bool:

@@ -30,6 +30,7 @@ from cddnet.workflows._pairing import (
     shifts_mm,
     tolerance_of,
 )
+from cddnet.workflows._upright import upright
 from cddnet.workflows.acquisitions import labels_of
 
 STORED_RANGE = (-32768, 32767)
@@ -258,11 +259,15 @@ class LocalPair:
             return read_volume(path, window_hu=reading.window_hu, slice_axis=reading.slice_axis)
 
         first = read(before)
+        second = None if after is None else read(after)
         maps = None if error is None else _read_error(error, read)
+        present = [one for one in (first, second, maps) if one is not None]
+        # What states no orientation lies as the other does, which then stays as it is stored.
+        if all(one.storage.placed for one in present):
+            first = upright(first)
+            second, maps = (one if one is None else upright(one) for one in (second, maps))
         self._pair = (
-            Pair(None, first, "series", maps)
-            if after is None
-            else Pair(first, read(after), error=maps)
+            Pair(None, first, "series", maps) if second is None else Pair(first, second, error=maps)
         )
 
     def open(self, key: str) -> Pair:
