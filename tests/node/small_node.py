@@ -248,7 +248,7 @@ def received(station, datasets, caller="SCANNER"):
 
     intake = Intake(station, Budget(1 << 30))
     for dataset in datasets:
-        announced = str(dataset.SOPClassUID)
+        announced = (str(dataset.SOPClassUID), str(dataset.SOPInstanceUID))
         data = io.BytesIO(encode(dataset, False, True))
         syntax = dataset.file_meta.TransferSyntaxUID
         intake.accept(Sent(caller, "127.0.0.1", announced, syntax, data))

@@ -143,7 +143,7 @@ def sent_as(change):
     def receive(station, datasets):
         intake = Intake(station, Budget(1 << 30))
         for dataset in datasets:
-            announced = str(dataset.SOPClassUID)
+            announced = (str(dataset.SOPClassUID), str(dataset.SOPInstanceUID))
             syntax, data = change(dataset)
             intake.accept(Sent("SCANNER", "127.0.0.1", announced, syntax, io.BytesIO(data)))
 

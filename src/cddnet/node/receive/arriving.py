@@ -85,12 +85,11 @@ class Arriving(NamedTuple):
     expected: int
 
 
-def arriving(data: BytesIO, syntax: uid.UID, announced: str | None) -> Arriving:
+def arriving(data: BytesIO, syntax: uid.UID, announced: tuple[str, str] | None) -> Arriving:
     """Identity of an encoded data set; only the elements that matter are decoded.
 
-    announced: SOP class that the sender's command names, None where there was none. The instance
-    UID that it names does not count: tools that anonymise change that of the data set alone.
-    Raises Refused.
+    announced: SOP class and instance UID that the sender's command names, None where there was
+    none.  Raises Refused.
     """
     if syntax not in SYNTAXES:
         name = syntax.name if syntax.is_transfer_syntax else "something that is not known"
@@ -123,11 +122,13 @@ def arriving(data: BytesIO, syntax: uid.UID, announced: str | None) -> Arriving:
                 f"the {name} of this image is no UID, which has digits and points and at most 64 "
                 f"of them; {AGAIN}",
             )
-    if announced not in (None, texts[CLASS]):
+    # What was confirmed under one UID and kept under another could not be committed to.
+    if announced not in (None, (texts[CLASS], texts[INSTANCE])):
         raise Refused(
             DOES_NOT_MATCH,
             "wrong_class",
-            "the sender calls this image another SOP class than it is; correct the sender.",
+            "the sender's command names another SOP class or instance than the image has; "
+            "correct the sender.",
         )
     _require_ct(texts[CLASS])
     _require_pixels(sizes, len(data.getbuffer()) - data.tell(), syntax)

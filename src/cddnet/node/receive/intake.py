@@ -29,7 +29,7 @@ class Sent(NamedTuple):
 
     caller: str  # AE title of the sender
     peer: str  # its address
-    announced: str | None  # SOP class that its command names; None for an upload
+    announced: tuple[str, str] | None  # SOP class and instance of its command; None for an upload
     syntax: UID
     data: BytesIO  # the data set, encoded
 

@@ -174,7 +174,7 @@ class Receiver:
         if not self._station.config.permits(caller):
             raise Refused(NOT_AUTHORISED, "caller", "this caller may not store.")
         request = event.request
-        announced = str(request.AffectedSOPClassUID)
+        announced = (str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID))
         syntax = uid.UID(event.context.transfer_syntax)
         peer = event.assoc.requestor.address
         self._intake.accept(Sent(caller, peer, announced, syntax, request.DataSet))
