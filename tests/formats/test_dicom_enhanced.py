@@ -1,7 +1,9 @@
 """Enhanced CT: many slices in one file, read as slices and written as one Enhanced file."""
 
 import os
+from cProfile import Profile
 from dataclasses import replace
+from itertools import accumulate
 
 import numpy as np
 import pytest
@@ -14,13 +16,17 @@ from dicom_series import (
     fingerprint,
     read,
     save,
+    set_stored,
     stored_of,
     write,
     written,
 )
 from pydicom import uid
+from pydicom.encaps import encapsulate, generate_frames
 
 from cddnet.errors import DicomError, FormatError
+from cddnet.formats import _dicom_frames
+from cddnet.formats._dicom_frames import MOST_FRAMES
 from peers import complaints
 
 FRAMES = 4
@@ -77,6 +83,107 @@ def test_reading_a_frame_does_not_read_the_others(source, monkeypatch):
     np.testing.assert_array_equal(volume.read_slice(3), frame_hu(0))
     with pytest.raises(DicomError, match="pixel data"):
         volume.read_slice(0)
+
+
+def of_undefined_length(dataset):
+    """As many systems write the groups, and as pydicom cannot leave them unread."""
+    dataset["PerFrameFunctionalGroupsSequence"].is_undefined_length = True
+    for group in dataset.PerFrameFunctionalGroupsSequence:
+        group.is_undefined_length_sequence_item = True
+    return dataset
+
+
+def fragmented(dataset, table):
+    """Compressed frames, each but the first in two fragments, with a table of their places or not.
+
+    JPEG-LS, because without a table the end of a frame is known by its marker.
+    """
+    dataset.compress(uid.JPEGLSLossless)
+    frames = list(generate_frames(dataset.PixelData, number_of_frames=dataset.NumberOfFrames))
+    parts = [[frames[0]], *([frame[:6], frame[6:]] for frame in frames[1:])]
+    starts = list(accumulate((sum(8 + len(x) for x in part) for part in parts), initial=0))[:-1]
+    offsets = b"".join(start.to_bytes(4, "little") for start in starts) if table else b""
+    items = [offsets, *(piece for part in parts for piece in part)]
+    dataset.PixelData = b"".join(
+        b"\xfe\xff\x00\xe0" + len(item).to_bytes(4, "little") + item for item in items
+    )
+    dataset["PixelData"].is_undefined_length = True
+    return dataset
+
+
+@pytest.mark.parametrize("table", [True, False])
+def test_frames_in_several_fragments(tmp_path, table):
+    dataset = fragmented(enhanced_dataset(FRAMES), table)
+    volume = read(save(dataset, tmp_path / "a.dcm"))
+    for index in reversed(range(FRAMES)):
+        np.testing.assert_array_equal(volume.read_slice(index), frame_hu(FRAMES - 1 - index))
+
+
+@pytest.mark.parametrize(
+    ("number", "place"), [(1, b"\x10\x00\x00\x00"), (0, b"\xff\xff\xff\x7f"), (3, b"\x00" * 4)]
+)
+def test_a_table_that_does_not_fit_is_refused(tmp_path, number, place):
+    dataset = fragmented(enhanced_dataset(FRAMES), table=True)
+    start = 8 + 4 * number
+    dataset.PixelData = dataset.PixelData[:start] + place + dataset.PixelData[start + 4 :]
+    dataset["PixelData"].is_undefined_length = True
+    volume = read(save(dataset, tmp_path / "a.dcm"))
+    with pytest.raises(DicomError, match=r"a\.dcm: its compressed pixel data"):
+        list(volume.slices())
+
+
+def test_fewer_fragments_than_frames_are_refused(tmp_path):
+    dataset = enhanced_dataset(FRAMES)
+    dataset.compress(uid.RLELossless)
+    frames = list(generate_frames(dataset.PixelData, number_of_frames=FRAMES))
+    dataset.PixelData = encapsulate(frames[:-1], has_bot=False)
+    volume = read(save(dataset, tmp_path / "a.dcm"))
+    with pytest.raises(DicomError, match="does not hold the 4 frames"):
+        volume.read_slice(0)
+
+
+def calls(path):
+    """How many functions are called to read a file and all of its frames."""
+    with Profile() as profile:
+        volume = read(path)
+        for index in range(volume.shape[0]):
+            volume.read_slice(index)
+    return sum(entry.callcount for entry in profile.getstats())
+
+
+@pytest.mark.parametrize("kind", ["native", "fragments", "deflated"])
+def test_the_work_grows_with_the_frames_and_not_with_their_square(tmp_path, kind):
+    counts = []
+    for frames in (50, 200):
+        dataset = of_undefined_length(enhanced_dataset(frames, size=(16, 16)))
+        if kind == "fragments":
+            fragmented(dataset, table=False)
+        elif kind == "deflated":
+            dataset.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
+        counts.append(calls(save(dataset, tmp_path / f"{frames}.dcm")))
+    assert 3 < counts[1] / counts[0] < 4.5
+
+
+def test_more_frames_than_any_scan_has_are_refused(tmp_path, monkeypatch):
+    path = save(enhanced_dataset(FRAMES), tmp_path / "a.dcm")
+    assert MOST_FRAMES == 20_000
+    monkeypatch.setattr(_dicom_frames, "MOST_FRAMES", FRAMES)
+    assert read(path).shape[0] == FRAMES
+    monkeypatch.setattr(_dicom_frames, "MOST_FRAMES", FRAMES - 1)
+    with pytest.raises(DicomError, match="holds 4 frames, at most 3 are read; export it as"):
+        read(path)
+
+
+def test_a_file_that_is_written_anew_is_read_anew(tmp_path):
+    path = tmp_path / "a.dcm"
+    for signed in (True, False):
+        dataset = enhanced_dataset(2)
+        dataset.PixelRepresentation = int(signed)
+        dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+        set_stored(dataset, np.full((2, 3, 3), -2, np.int16))
+        path.unlink(missing_ok=True)
+        stored = read(save(dataset, path)).headers.read_stored(0)
+        assert stored.flat[0] == (-2 if signed else 65534)
 
 
 def per_frame(dataset, index, sequence, keyword, value):

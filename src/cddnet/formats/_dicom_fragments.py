@@ -6,9 +6,12 @@ A sequence delimiter closes it (PS3.5 A.4); some systems write zeros in its plac
 from __future__ import annotations
 
 import os
-from typing import BinaryIO, Literal
+import struct
+from collections.abc import Iterator
+from itertools import islice, pairwise
+from typing import BinaryIO, Literal, NamedTuple
 
-from pydicom.encaps import get_frame
+from pydicom.encaps import get_frame, parse_basic_offsets
 
 from cddnet.errors import DicomError
 
@@ -18,6 +21,10 @@ ITEM, DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 _HEAD_BYTES = 8
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _PIECE_BYTES = 1 << 20
+END_OF_IMAGE = b"\xff\xd9"
+# A fragment that ends an image may be padded behind the marker.
+_LAST_BYTES = 10
+_MOST_FRAGMENTS = 1_000_000
 
 OffsetTable = tuple[bytes, bytes]
 
@@ -98,7 +105,87 @@ def read_frame(
         until = _Until(file, end)
         return get_frame(until, frame, number_of_frames=frames, extended_offsets=table)
     except ValueError:
+        raise damaged_at(end, name) from None
+
+
+def damaged_at(place: int, name: str) -> DicomError:
+    """The refusal of fragments that do not follow one another."""
+    return DicomError(
+        f"{name}: its compressed pixel data is damaged at byte {place}, where a fragment or the "
+        "end of the pixel data was expected; send or export this image again."
+    )
+
+
+class FrameIndex(NamedTuple):
+    """Where the fragments of every frame are, so that none is looked for twice."""
+
+    # (start, length) of each, in the order of the file
+    fragments: tuple[tuple[int, int], ...]
+    # (first, behind the last) of each frame
+    spans: tuple[tuple[int, int], ...]
+
+    def read(self, file: BinaryIO, frame: int) -> bytes:
+        """The compressed stream of one frame.  Raises IndexError where there is none."""
+        first, behind = self.spans[frame]
+        parts = []
+        for start, length in self.fragments[first:behind]:
+            file.seek(start)
+            parts.append(file.read(length))
+        return b"".join(parts)
+
+
+def index_frames(
+    file: BinaryIO, frames: int, table: OffsetTable | None, *, name: str
+) -> FrameIndex:
+    """The index of a file of several frames, which stands at its fragments.
+
+    Frames are told apart as pydicom does: by extended offsets, by basic ones, one to a fragment, or
+    by the marker that ends each. Raises DicomError where the fragments are damaged.
+    """
+    closing, end = closing_of(file)
+    if closing == "damaged":
+        raise damaged_at(end, name)
+    try:
+        return _index(file, frames, table, end)
+    except (KeyError, ValueError, struct.error):
         raise DicomError(
-            f"{name}: its compressed pixel data is damaged at byte {end}, where a fragment or the "
-            "end of the pixel data was expected; send or export this image again."
+            f"{name}: its compressed pixel data does not hold the {frames} frames that its header "
+            "tells of; send or export this image again."
         ) from None
+
+
+def _index(file: BinaryIO, frames: int, table: OffsetTable | None, end: int) -> FrameIndex:
+    offsets = parse_basic_offsets(file)
+    begin = file.tell() + _HEAD_BYTES
+    if table:
+        starts, lengths = (struct.unpack(f"<{len(part) // 8}Q", part) for part in table)
+        places = zip((begin + start for start in starts), lengths, strict=True)
+        return FrameIndex(tuple(places), tuple((place, place + 1) for place in range(len(starts))))
+    fragments = tuple(islice(_fragments(file, end), _MOST_FRAGMENTS))
+    if offsets:
+        number_of = {start - begin: number for number, (start, _) in enumerate(fragments)}
+        firsts = [number_of[offset] for offset in offsets]
+    elif len(fragments) == frames:
+        firsts = list(range(frames))
+    else:
+        ends = [number for number, place in enumerate(fragments, 1) if _ends_image(file, place)]
+        firsts = [0, *ends[:-1]]
+    spans = tuple(pairwise([*firsts, len(fragments)]))
+    if len(spans) < frames or any(first >= behind for first, behind in spans):
+        raise ValueError(f"{len(spans)} frames")
+    return FrameIndex(fragments, spans)
+
+
+def _fragments(file: BinaryIO, end: int) -> Iterator[tuple[int, int]]:
+    """(start, length) of each fragment from where the file stands."""
+    while file.tell() < end:
+        length = int.from_bytes(file.read(_HEAD_BYTES)[4:], "little")
+        yield file.tell(), length
+        file.seek(length, os.SEEK_CUR)
+
+
+def _ends_image(file: BinaryIO, place: tuple[int, int]) -> bool:
+    start, length = place
+    last = min(length, _LAST_BYTES)
+    file.seek(start + length - last)
+    return END_OF_IMAGE in file.read(last)

@@ -40,6 +40,18 @@ from cddnet.intensity.background import NO_AIR_HU, background
 from cddnet.intensity.hu import stored_to_hu
 from cddnet.volume import Mask, SliceHU
 
+# Ten times what the longest scans have.
+MOST_FRAMES = 20_000
+
+# What is read of the functional groups of a frame.
+GROUPS = {
+    "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
+    "PlanePositionSequence": ("ImagePositionPatient",),
+    "PlaneOrientationSequence": ("ImageOrientationPatient",),
+    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept", "RescaleType"),
+    "CTAcquisitionDetailsSequence": ("GantryDetectorTilt",),
+}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scanned:
@@ -215,14 +227,20 @@ def is_lossy(header: Dataset) -> bool:
 
 def group_item(header: Dataset, index: int, keyword: str) -> Dataset:
     """Functional group `keyword` of a frame: its own, the shared one, or empty (C.7.6.16)."""
-    groups = list(header.get("PerFrameFunctionalGroupsSequence") or [])[index : index + 1]
-    for group in [*groups, *(header.get("SharedFunctionalGroupsSequence") or [])]:
+    own = header.get("PerFrameFunctionalGroupsSequence") or ()
+    shared = header.get("SharedFunctionalGroupsSequence") or ()
+    for group in (*own[index : index + 1], *shared[:1]):
         if group.get(keyword):
             return group[keyword].value[0]  # type: ignore[no-any-return]
     return Dataset()
 
 
 def _require_one_stack(header: Dataset, name: str) -> None:
+    if frame_count(header) > MOST_FRAMES:
+        raise DicomError(
+            f"{name}: holds {frame_count(header)} frames, at most {MOST_FRAMES} are read; export "
+            "it as several series."
+        )
     groups = len(header.get("PerFrameFunctionalGroupsSequence") or [])
     if groups != frame_count(header):
         raise DicomError(
@@ -244,16 +262,13 @@ def _enhanced_frame(scanned: Scanned, index: int) -> Frame:
     frame_type = group_item(header, index, "CTImageFrameTypeSequence")
     values = frame_type.get("FrameType")
     require_hu_content(tuple(str(value).strip().upper() for value in values or ()), name)
-    keywords = (
-        "PixelMeasuresSequence",
-        "PlanePositionSequence",
-        "PlaneOrientationSequence",
-        "PixelValueTransformationSequence",
-        "CTAcquisitionDetailsSequence",
-    )
     told = Dataset()
-    for keyword in keywords:
-        told.update(group_item(header, index, keyword))
+    for sequence, keywords in GROUPS.items():
+        item = group_item(header, index, sequence)
+        # The others may be many, and are the same for all frames.
+        for keyword in keywords:
+            if keyword in item:
+                told[keyword] = item.get_item(keyword)
     return _frame(scanned, index, told)
 
 

@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -26,7 +27,13 @@ from cddnet.formats import _decoder_pool
 from cddnet.formats._codecs import DECODABLE, JPEG_12_BIT, CodedFrame
 from cddnet.formats._decoder_pool import DecodingError
 from cddnet.formats._dicom_deflated import require_bounded
-from cddnet.formats._dicom_fragments import read_frame
+from cddnet.formats._dicom_fragments import (
+    END_OF_IMAGE,
+    FrameIndex,
+    OffsetTable,
+    index_frames,
+    read_frame,
+)
 from cddnet.formats._jpeg_streams import image_of
 
 Stored = NDArray[np.integer[Any]]
@@ -34,9 +41,21 @@ Stored = NDArray[np.integer[Any]]
 ALWAYS_LOSSY = frozenset({uid.JPEGBaseline8Bit, *JPEG_12_BIT})
 LOSSY = ALWAYS_LOSSY | {uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K}
 NATIVE = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian)
-END_OF_IMAGE = b"\xff\xd9"
 UNDEFINED_LENGTH = 0xFFFFFFFF
 PREAMBLE_BYTES, META_GROUP = 132, 0x0002
+# PS3.3 C.7.6.3
+PIXEL_MODULE = (
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PlanarConfiguration",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+)
 SEND_AGAIN = "send or export this image again."
 
 
@@ -177,13 +196,13 @@ def read_stored(path: Path, frame: int = 0) -> Stored:
     with quiet():
         try:
             with path.open("rb") as file:
-                dataset = read_up_to_pixels(file, path.name)
-                syntax = transfer_syntax_of(dataset)
-                if syntax.is_transfer_syntax and not syntax.is_deflated:
-                    _attach_frame(dataset, file, frame, path.name)
-                    frame = 0
+                status = os.fstat(file.fileno())
+                identity = status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+                source = _source(path, identity)
+                if source.pixels is None:
+                    dataset = source.header
                 else:
-                    dataset = dcmread(path, force=True)
+                    dataset, frame = _one_frame(source, file, frame, path.name), 0
         except DicomError:
             raise
         except Exception as error:
@@ -191,6 +210,51 @@ def read_stored(path: Path, frame: int = 0) -> Stored:
                 f"{path.name}: cannot be read ({type(error).__name__}); {SEND_AGAIN}"
             ) from error
     return decode_stored(dataset, frame, name=path.name)
+
+
+class _Source(NamedTuple):
+    """What is needed to read a frame of a file."""
+
+    # Of the pixels alone; the whole data set where `pixels` is None.
+    header: Dataset
+    # None where they have no place in the file, as in a deflated one.
+    pixels: PixelElement | None = None
+    # Of a compressed file: its extended offsets, and where its frames are if it has several.
+    table: OffsetTable | None = None
+    places: FrameIndex | None = None
+
+
+# The frames of a file are read one after the other, and its header once for all of them.
+@lru_cache(maxsize=1)
+def _source(path: Path, identity: tuple[int, ...]) -> _Source:
+    """identity: what changes when the file is written anew."""
+    with path.open("rb") as file:
+        header = read_up_to_pixels(file, path.name)
+        syntax = transfer_syntax_of(header)
+        pixels = None
+        if syntax.is_transfer_syntax and not syntax.is_deflated:
+            pixels = find_pixels(file, header)
+        if pixels is None:
+            return _Source(dcmread(path, force=True))
+        require_own_syntax(pixels, header, path.name)
+        alone, frames = _header_of_pixels(header), frame_count(header)
+        if not syntax.is_encapsulated:
+            return _Source(alone, pixels)
+        found = header.get("ExtendedOffsetTable"), header.get("ExtendedOffsetTableLengths")
+        table = found if all(found) else None
+        if frames == 1:
+            return _Source(alone, pixels, table)
+        return _Source(alone, pixels, table, index_frames(file, frames, table, name=path.name))
+
+
+def _header_of_pixels(header: Dataset) -> Dataset:
+    """The elements of a header that say how its pixels are coded."""
+    known = (header.get_item(keyword) for keyword in PIXEL_MODULE if keyword in header)
+    alone = Dataset({element.tag: element for element in known})
+    implicit, little = header.original_encoding
+    alone.set_original_encoding(implicit, little, header.original_character_set)
+    alone.file_meta = getattr(header, "file_meta", FileMetaDataset())
+    return alone
 
 
 def decode_stored(dataset: Dataset, frame: int = 0, *, name: str = "image") -> Stored:
@@ -231,30 +295,27 @@ def frame_bytes(header: Dataset) -> int:
     return int(header.Rows * header.Columns * samples * header.BitsAllocated // 8)
 
 
-def _attach_frame(dataset: Dataset, file: BinaryIO, frame: int, name: str) -> None:
-    """Read one frame behind the header; the dataset then looks like a file with it alone."""
-    pixels, frames = find_pixels(file, dataset), frame_count(dataset)
-    if pixels is None:
-        return
-    syntax = transfer_syntax_of(dataset)
-    require_own_syntax(pixels, dataset, name)
-    if syntax.is_encapsulated:
-        table = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
-        offsets = table if all(table) else None
-        stream = read_frame(file, frame, frames, offsets, name=name)
-        value = encapsulate([stream])
-        for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
-            dataset.pop(keyword, None)
+def _one_frame(source: _Source, file: BinaryIO, frame: int, name: str) -> Dataset:
+    """A data set like that of a file with this frame alone."""
+    assert source.pixels is not None
+    dataset = _header_of_pixels(source.header)
+    compressed, frames = transfer_syntax_of(dataset).is_encapsulated, frame_count(dataset)
+    file.seek(source.pixels.offset)
+    if source.places is not None:
+        value = encapsulate([source.places.read(file, frame)])
+    elif compressed:
+        value = encapsulate([read_frame(file, frame, frames, source.table, name=name)])
     else:
         length = frame_bytes(dataset)
         file.seek(frame * length, os.SEEK_CUR)
         # Not beyond the element: what follows it are other tags, not pixels.
-        value = file.read(max(0, min(length, (pixels.length or 0) - frame * length)))
+        value = file.read(max(0, min(length, (source.pixels.length or 0) - frame * length)))
         value += b"\x00" * (len(value) == length and length % 2)
-    dataset.add_new("PixelData", "OB" if syntax.is_encapsulated else "OW", value)
-    dataset["PixelData"].is_undefined_length = syntax.is_encapsulated
+    dataset.add_new("PixelData", "OB" if compressed else "OW", value)
+    dataset["PixelData"].is_undefined_length = compressed
     if frames > 1:
         dataset.NumberOfFrames = 1
+    return dataset
 
 
 def _require_one_sample(dataset: Dataset, name: str) -> None:
