@@ -270,3 +270,42 @@ def test_maps_of_phases_come_back_in_the_order_of_their_series(tmp_path):
     maps = read_parametric_map(tmp_path / "map.dcm")
     np.testing.assert_array_equal(maps.hu, volume.hu)
     assert maps.positions_mm == volume.positions_mm
+
+
+@pytest.mark.parametrize(
+    ("keyword", "values"),
+    [("AcquisitionNumber", ["1", "2"]), ("AcquisitionTime", ["101112.5", "101140"])],
+)
+def test_phases_that_lie_a_little_apart(tmp_path, keyword, values):
+    """A table does not come back to the tenth of a millimetre: no slices are missing for that."""
+    datasets = phases(keyword, values, slices=4)
+    for dataset in datasets[4:]:
+        place = float(dataset.ImagePositionPatient[2])
+        dataset.ImagePositionPatient = ["-20", "-30", f"{place + 0.3:.1f}"]
+    folder = save_series(tmp_path / "ct", datasets)
+    volume = read(folder)
+    labels = TOLD[keyword][1] if keyword != "AcquisitionNumber" else ["1", "2"]
+    assert volume.acquisition_labels == tuple(labels * 4)
+    (note,) = volume.notes
+    assert note.startswith("slices of several acquisitions lie between each other")
+    assert note.endswith("(4 slices); --acquisition takes one of these")
+    assert volume.spacing_mm[0] == pytest.approx(5.0)
+    phase = chosen(folder, labels[1])
+    np.testing.assert_array_equal(phase.hu, hu_of(4, 5, 6, 7))
+    assert phase.spacing_mm[0] == pytest.approx(5.0)
+    assert phase.volume_problems == ()
+
+
+def test_acquisitions_one_behind_the_other_are_one_stack(tmp_path):
+    """As of two table positions: nothing is to be chosen, and the number may still be."""
+    datasets = [ct_dataset(index) for index in range(6)]
+    for dataset in datasets[3:]:
+        dataset.AcquisitionNumber = "2"
+    folder = save_series(tmp_path / "ct", datasets)
+    assert read(folder).notes == ()
+    assert chosen(folder, "2").shape[0] == 3
+    for index, dataset in enumerate(datasets[3:]):
+        dataset.ImagePositionPatient = ["-20", "-30", f"{15 + 7 * index}"]
+    volume = read(save_series(tmp_path / "steps", datasets))
+    assert volume.notes == ("the step between slices changes along the stack: 5, 7 mm",)
+    assert volume.acquisition_labels == ()

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from pydicom import Dataset
@@ -15,7 +15,7 @@ from cddnet.formats._dicom_frames import Frame, group_item
 from cddnet.formats._dicom_values import joined_text
 
 MOST_LISTED = 8
-Reader = Callable[[Frame], str]
+Reader = Callable[[Dataset, int], str]
 
 
 class Acquisitions(NamedTuple):
@@ -40,32 +40,42 @@ def acquisitions_of(frames: Sequence[Frame], places: Sequence[int]) -> Acquisiti
     places: number of each slice's place (D,); several slices have one place.
     """
     most = max(Counter(places).values())
-    for reader in (_number, _time_index, _moment, _cardiac_phase):
-        values = [reader(frame) for frame in frames]
-        groups = set(values)
-        apart = len(set(zip(places, values, strict=True))) == len(frames)
-        # A number of its own for every slice tells no acquisitions.
-        if "" in groups or not apart or len(groups) > max(most, len(frames) // 2):
-            continue
-        order = sorted(groups, key=_rank)
-        if reader is _number:
-            return Acquisitions(tuple(values), tuple(order), "acquisition number")
-        labels = {value: f"t{index}" for index, value in enumerate(order, 1)}
-        return Acquisitions(
-            tuple(labels[value] for value in values), tuple(labels.values()), "time"
-        )
+    for stated in stated_acquisitions(frames, most):
+        if len(set(zip(places, stated.labels, strict=True))) == len(frames):
+            return stated
     return _in_turn(frames, places)
+
+
+def stated_acquisitions(frames: Sequence[Frame], most: int = 2) -> Iterator[Acquisitions]:
+    """Ways in which headers group the slices, into two groups or more.
+
+    most: groups that are no surprise; a number of its own for every slice tells no acquisitions.
+    """
+    numbers = _numbers(frames)
+    largest = max(most, len(frames) // 2)
+    order = sorted(set(numbers), key=_rank)
+    if "" not in order and 1 < len(order) <= largest:
+        yield Acquisitions(tuple(numbers), tuple(order), "acquisition number")
+    for values in _times(frames):
+        order = sorted(set(values), key=_rank)
+        if "" not in order and 1 < len(order) <= largest:
+            labels = {value: f"t{index}" for index, value in enumerate(order, 1)}
+            in_order = tuple(labels[value] for value in values)
+            yield Acquisitions(in_order, tuple(labels.values()), "time")
 
 
 def of_acquisition(frames: Sequence[Frame], label: str | None) -> tuple[list[Frame], bool]:
     """The slices with an acquisition number, and whether one of them has it; all where none has."""
-    wanted = [frame for frame in frames if label is not None and _number(frame) == label]
+    if label is None:
+        return list(frames), False
+    numbers = zip(frames, _numbers(frames), strict=True)
+    wanted = [frame for frame, number in numbers if number == label]
     return (wanted, True) if wanted else (list(frames), False)
 
 
-def no_acquisition(uid: str, label: str, found: Sequence[str]) -> GeometryError:
-    """The refusal of a label that no slice has.  found: labels of the slices."""
-    known = [one for one in found if one]
+def no_acquisition(uid: str, label: str, labels: Sequence[str]) -> GeometryError:
+    """The refusal of a label that no slice has.  labels: of the slices."""
+    known = [one for one in labels if one]
     listed = counted(known, sorted(set(known), key=_rank)) if known else "none"
     return GeometryError(
         f"series {uid}: there is no acquisition {label} in it, but: {listed}; give one of these, "
@@ -109,41 +119,52 @@ def _rank(text: str) -> tuple[float, str]:
         return float("inf"), text
 
 
-def _number(frame: Frame) -> str:
-    return frame.acquisition or joined_text(_content(frame), "FrameAcquisitionNumber")
+def _numbers(frames: Sequence[Frame]) -> list[str]:
+    return [
+        frame.acquisition or _stated(_content(frame.header, frame.index), "FrameAcquisitionNumber")
+        for frame in frames
+    ]
 
 
-def _time_index(frame: Frame) -> str:
-    stated = joined_text(frame.header, "TemporalPositionIdentifier")
-    return stated or joined_text(_content(frame), "TemporalPositionIndex")
+def _times(frames: Sequence[Frame]) -> Iterator[list[str]]:
+    """Elements that tell when each slice was measured; each header is made once."""
+    read: list[tuple[str, ...]] = []
+    for frame in frames:
+        header = frame.header
+        read.append(tuple(reader(header, frame.index) for reader in _READERS))
+    return ([times[number] for times in read] for number in range(len(_READERS)))
 
 
-def _moment(frame: Frame) -> str:
-    header, content = frame.header, _content(frame)
-    parts = [joined_text(header, f"Acquisition{part}") for part in ("Date", "Time")]
-    for text in (
-        joined_text(content, "FrameAcquisitionDateTime"),
-        joined_text(header, "AcquisitionDateTime"),
-        "".join(parts) if all(parts) else "",
-    ):
-        if text:
-            return text
-    return parts[1]
+def _time_index(header: Dataset, index: int) -> str:
+    stated = _stated(header, "TemporalPositionIdentifier")
+    return stated or _stated(_content(header, index), "TemporalPositionIndex")
 
 
-def _cardiac_phase(frame: Frame) -> str:
-    group = group_item(frame.header, frame.index, "CardiacSynchronizationSequence")
+def _moment(header: Dataset, index: int) -> str:
+    whole = _stated(_content(header, index), "FrameAcquisitionDateTime")
+    whole = whole or _stated(header, "AcquisitionDateTime")
+    return whole or _stated(header, "AcquisitionDate") + _stated(header, "AcquisitionTime")
+
+
+def _cardiac_phase(header: Dataset, index: int) -> str:
+    group = group_item(header, index, "CardiacSynchronizationSequence")
     for where, keyword in (
         (group, "NominalPercentageOfCardiacPhase"),
-        (frame.header, "NominalPercentageOfCardiacPhase"),
+        (header, "NominalPercentageOfCardiacPhase"),
         (group, "NominalCardiacTriggerDelayTime"),
-        (frame.header, "TriggerTime"),
+        (header, "TriggerTime"),
     ):
-        text = joined_text(where, keyword)
-        if text:
+        if text := _stated(where, keyword):
             return text
     return ""
 
 
-def _content(frame: Frame) -> Dataset:
-    return group_item(frame.header, frame.index, "FrameContentSequence")
+_READERS: tuple[Reader, ...] = (_time_index, _moment, _cardiac_phase)
+
+
+def _stated(header: Dataset, keyword: str) -> str:
+    return joined_text(header, keyword) if keyword in header else ""
+
+
+def _content(header: Dataset, index: int) -> Dataset:
+    return group_item(header, index, "FrameContentSequence")

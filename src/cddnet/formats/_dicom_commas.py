@@ -24,14 +24,14 @@ def read_commas_as_points(header: Dataset) -> tuple[str, ...]:
     Nothing is changed where a comma may separate thousands: where none of the values is surely a
     decimal (0,7), or one holds a point as well (1,024.5).
     """
-    found = [(part, element) for part in _parts(header) for element in _with_commas(part)]
-    every = [value for _, element in found for value in _values(element) if b"," in value]
+    commas = [(part, element) for part in _parts(header) for element in _with_commas(part)]
+    every = [value for _, element in commas for value in _values(element) if b"," in value]
     if not all(map(_DECIMAL.fullmatch, every)) or all(map(_THOUSANDS.fullmatch, every)):
         return ()
-    for part, element in found:
+    for part, element in commas:
         # The same length: where the next element starts is told by it.
         part[element.tag] = element._replace(value=(element.value or b"").replace(b",", b"."))
-    tags = dict.fromkeys(element.tag for _, element in found)
+    tags = dict.fromkeys(element.tag for _, element in commas)
     return tuple(dictionary_keyword(tag) for tag in tags if dictionary_has_tag(tag))
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from cddnet.formats._dicom_acquisitions import (
     acquisitions_of,
     no_acquisition,
     of_acquisition,
+    stated_acquisitions,
 )
 from cddnet.formats._dicom_frames import Frame
 from cddnet.formats._dicom_pixels import SEND_AGAIN, frame_count, read_stored
@@ -125,14 +127,12 @@ def _shared_places(slices: _Slices, uid: str, acquisition: str | None, *, compar
     """Slices in order of place and acquisition, copies apart; those of one label if it is given."""
     places = slices.places()
     if len(set(places)) == len(places):
-        if acquisition is not None:
-            raise no_acquisition(uid, acquisition, [frame.acquisition for frame in slices.frames])
-        return _Shared(*slices)
-    found = acquisitions_of(slices.frames, places)
-    rank = {label: index for index, label in enumerate(found.order)}
-    order = sorted(range(len(places)), key=lambda i: (places[i], rank[found.labels[i]]))
+        return _between_each_other(slices, uid, acquisition)
+    acquisitions = acquisitions_of(slices.frames, places)
+    rank = {label: index for index, label in enumerate(acquisitions.order)}
+    order = sorted(range(len(places)), key=lambda i: (places[i], rank[acquisitions.labels[i]]))
     slices, places = slices.only(order), [places[index] for index in order]
-    labels = [found.labels[index] for index in order]
+    labels = [acquisitions.labels[index] for index in order]
     if acquisition is not None:
         wanted = [index for index, label in enumerate(labels) if label == acquisition]
         if not wanted:
@@ -145,8 +145,50 @@ def _shared_places(slices: _Slices, uid: str, acquisition: str | None, *, compar
     if len(firsts) == 1:
         problem = f"all {count} state one position, so their order and distance are unknown"
     else:
-        problem = f"{count} lie at only {len(firsts)} positions, told apart by {found.listed()}"
+        problem = (
+            f"{count} lie at only {len(firsts)} positions, told apart by {acquisitions.listed()}"
+        )
     return _Shared(*slices, labels=tuple(labels), problem=problem)
+
+
+def _between_each_other(slices: _Slices, uid: str, acquisition: str | None) -> _Shared:
+    """Slices at places of their own, which may be even within each acquisition alone."""
+    frames = slices.frames
+    thicknesses_mm = [frame.thickness_mm for frame in frames]
+    uneven = bool(step_problems(slices.along, thicknesses_mm))
+    if acquisition is None and not uneven:
+        return _Shared(*slices)
+    for stated in stated_acquisitions(frames):
+        members = _members(stated.labels)
+        if acquisition in members:
+            return _Shared(*slices.only(members[acquisition]))
+        changes = sum(one != other for one, other in pairwise(stated.labels))
+        if (
+            uneven
+            and changes >= len(members)
+            and all(
+                len(indices) > 2
+                and not step_problems(slices.along[indices], [thicknesses_mm[i] for i in indices])
+                for indices in members.values()
+            )
+        ):
+            return _Shared(
+                *slices,
+                labels=stated.labels,
+                problem=f"slices of several acquisitions lie between each other, told apart by "
+                f"{stated.listed()}",
+            )
+    if acquisition is not None:
+        raise no_acquisition(uid, acquisition, [frame.acquisition for frame in frames])
+    return _Shared(*slices)
+
+
+def _members(labels: Sequence[str]) -> dict[str, list[int]]:
+    """Label -> its slices, in order."""
+    members: dict[str, list[int]] = {}
+    for index, label in enumerate(labels):
+        members.setdefault(label, []).append(index)
+    return members
 
 
 def _firsts(places: Sequence[int]) -> list[int]:
@@ -200,10 +242,14 @@ def _stack(
     problems = [shared.problem] if shared.problem else []
     shifted: list[str] = []
     skew: list[str] = []
-    slice_direction, step_mm = normal, frames[0].thickness_mm or 1.0
+    slice_direction, step_mm = normal, max(frames[0].thickness_mm or 0.0, 0.0) or 1.0
     if len(firsts) > 1:
-        step_mm = float(np.median(np.diff(along[firsts])))
-        problems += step_problems(along[firsts], [frames[i].thickness_mm for i in firsts])
+        groups = list(_members(shared.labels).values()) or [firsts]
+        steps_mm = np.concatenate([np.diff(along[indices]) for indices in groups])
+        # Images that are alone in their acquisition have no step.
+        step_mm = float(np.median(steps_mm if steps_mm.size else np.diff(along[firsts])))
+        if not shared.labels or len(firsts) < len(frames):
+            problems += step_problems(along[firsts], [frames[i].thickness_mm for i in firsts])
         shifted, skew, slice_direction = _sideways(positions, along, normal, frames[0])
     positions_mm = tuple((along - along[0]).tolist()) if problems else ()
     differing = _frame_of_reference_problems(frames)
@@ -319,11 +365,11 @@ def _drop_repeats(
         if not any(_same_image(frames[rival], frame) for rival in rivals):
             kept.append(index)
             same_uid.append(index)
-    repeated = [(pair, found) for pair, found in named.items() if len(found) > 1 and pair[0]]
+    repeated = [(pair, same) for pair, same in named.items() if len(same) > 1 and pair[0]]
     if repeated:
-        (sop_uid, _), found = repeated[0]
+        (sop_uid, _), same = repeated[0]
         raise DicomError(
-            f"series {uid}: {len(found)} different slices carry the SOPInstanceUID {sop_uid}; "
+            f"series {uid}: {len(same)} different slices carry the SOPInstanceUID {sop_uid}; "
             f"{SEND_AGAIN}"
         )
     return kept, len(frames) - len(kept)

@@ -181,10 +181,10 @@ def require_own_syntax(pixels: PixelElement, header: Dataset, name: str) -> None
     syntax = transfer_syntax_of(header)
     if syntax.is_encapsulated == (pixels.length is None):
         return
-    found = "compressed" if pixels.length is None else "not compressed"
-    said = (_named_syntax(header) or syntax).name
+    state = "compressed" if pixels.length is None else "not compressed"
+    stated = (_named_syntax(header) or syntax).name
     raise DicomError(
-        f"{name}: its pixel data is {found}, but its transfer syntax says {said}; {SEND_AGAIN}"
+        f"{name}: its pixel data is {state}, but its transfer syntax says {stated}; {SEND_AGAIN}"
     )
 
 

@@ -65,12 +65,12 @@ def require_hu_content(values: tuple[str, ...], name: str) -> None:
         (MULTI_ENERGY, "was computed from several X-ray energies"),
         (COMPUTED, "was computed from other images"),
     )
-    told = [reason for terms, reason in reasons if found & terms]
+    apply = [reason for terms, reason in reasons if found & terms]
     if is_text_page(values):
-        told.append("is a page of text stored as CT")
-    if told:
+        apply.append("is a page of text stored as CT")
+    if apply:
         raise DicomError(
-            f"{name}: {told[0]} (image type {said}); choose the original axial series."
+            f"{name}: {apply[0]} (image type {said}); choose the original axial series."
         )
 
 
