@@ -97,7 +97,7 @@ def _original(path: Path, file: str, sender: str) -> tuple[Instance, float] | No
         head = read_head(path)
         content = path.read_bytes()
         data = BytesIO(content[head.length :])
-        identity = arriving(data, head.syntax, head.sop_class)
+        identity = arriving(data, head.syntax, None)
     except OSError:
         raise
     except Exception:
@@ -150,7 +150,7 @@ def _result(path: Path, file: str, decision: Decision | None) -> Made | None:
     try:
         head = read_head(path)
         data = BytesIO(path.read_bytes()[head.length :])
-        identity = arriving(data, head.syntax, head.sop_class)
+        identity = arriving(data, head.syntax, None)
         source_uid = _source_of(dcmread(path, stop_before_pixels=True))
     except OSError:
         raise
