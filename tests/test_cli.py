@@ -50,6 +50,7 @@ OPTIONS = {
         "--acquisition",
         "--window",
         "--slice-axis",
+        "--force",
         "--json",
     ],
     "depth": [
@@ -62,6 +63,7 @@ OPTIONS = {
         "--window",
         "--slice-axis",
         "--created",
+        "--force",
         "--json",
     ],
     "export": [
@@ -91,6 +93,7 @@ OPTIONS = {
         "--acquisition",
         "--window",
         "--slice-axis",
+        "--force",
         "--json",
     ],
     "info": ["source", "--acquisition", "--slice-axis", "--json"],
@@ -156,6 +159,7 @@ OPTIONS = {
         "--acquisition",
         "--window",
         "--slice-axis",
+        "--force",
     ],
     "report": [
         "output",
@@ -173,6 +177,7 @@ OPTIONS = {
         "--acquisition",
         "--window",
         "--slice-axis",
+        "--force",
         "--json",
     ],
     "prepare": [

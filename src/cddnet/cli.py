@@ -124,6 +124,9 @@ SliceAxis = Annotated[
 Kernel = Annotated[
     str, typer.Option(help="auto (from the series' own noise), soft, sharp or a tag such as B40f.")
 ]
+Force = Annotated[
+    bool, typer.Option("--force", help="Even what the fitness check refuses; the result says so.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -149,9 +152,7 @@ def denoise(
     ),
     engine: Engine = "auto",
     threads: Threads = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Also what the fitness check refuses; recorded.")
-    ] = False,
+    force: Force = False,
     uncertainty: Annotated[
         Path | None,
         typer.Option(help="A new file for the expected error of each pixel: .dcm of DICOM, .npy."),
@@ -218,6 +219,7 @@ def simulate(
     acquisition: Acquisition = None,
     window: WindowHU = None,
     slice_axis: SliceAxis = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Take a CT series to a fraction of its dose: noise of its own texture and level is added."""
@@ -232,6 +234,7 @@ def simulate(
         acquisition=acquisition,
         window_hu=window,
         slice_axis=slice_axis,
+        force=force,
     )
     with _progress() as show:
         result = simulate_file(
@@ -263,6 +266,7 @@ def depth(
     window: WindowHU = None,
     slice_axis: SliceAxis = None,
     created: Created = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Map how deep each pixel lies for the X-rays and how noisy that makes it: maps and PNG."""
@@ -276,6 +280,7 @@ def depth(
         window_hu=window,
         slice_axis=slice_axis,
         created=_moment(created),
+        force=force,
     )
     with _progress() as show:
         result = depth_file(source, output, options, show)
@@ -367,6 +372,7 @@ def explain(
     acquisition: Acquisition = None,
     window: WindowHU = None,
     slice_axis: SliceAxis = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Map what of a low-dose slice decides a denoised region: by replacing it, and by gradients."""
@@ -385,6 +391,7 @@ def explain(
         acquisition=acquisition,
         window_hu=window,
         slice_axis=slice_axis,
+        force=force,
         effects=EffectSettings() if block is None else EffectSettings(block=block),
     )
     with _progress() as show:
@@ -640,6 +647,7 @@ def evaluate(
     acquisition: Acquisition = None,
     window: WindowHU = None,
     slice_axis: SliceAxis = None,
+    force: Force = False,
 ) -> None:
     """Measure how near a denoised series is to its reference, per image, patient and overall.
 
@@ -664,6 +672,7 @@ def evaluate(
             with_physics=not fidelity_only,
             detect=detect,
             progress=show,
+            force=force,
         )
         if mode is EvaluationMode.unpaired:
             result = evaluate_unpaired(reference, methods, options)
@@ -722,6 +731,7 @@ def report(
     acquisition: Acquisition = None,
     window: WindowHU = None,
     slice_axis: SliceAxis = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a page that compares methods, with tables, figures for a paper, Markdown and JSON."""
@@ -740,6 +750,7 @@ def report(
             lpips_weights=lpips_weights,
             with_physics=not fidelity_only,
             detect=detect,
+            force=force,
         ),
         models=tuple(model or ()),
         explained=cem,
@@ -1085,9 +1096,7 @@ def archive(
     image_type: Annotated[ImageType, typer.Option(help="DICOM ImageType, value 2.")] = (
         ImageType.secondary
     ),
-    force: Annotated[
-        bool, typer.Option("--force", help="Also what the fitness check refuses; recorded.")
-    ] = False,
+    force: Force = False,
     workers: Annotated[
         int, typer.Option(min=0, help="Processes, a thread each; 0: this one, without Dask.")
     ] = 2,

@@ -102,6 +102,7 @@ class CTVolume:
     skew: how the axes miss right angles (gantry tilt). Slices are right, and a writer can state it.
     storage: how the source file holds the volume; a writer gives it back in the same form.
     derivation: processing steps, oldest first.
+    window_hu: (low, high) that the source's grey levels cut HU to; None where it holds HU.
     """
 
     shape: tuple[int, int, int]
@@ -126,6 +127,7 @@ class CTVolume:
     skew: tuple[str, ...] = ()
     storage: Storage = Storage()
     derivation: tuple[Derivation, ...] = ()
+    window_hu: tuple[float, float] | None = None
 
     def __repr__(self) -> str:
         """Shape, spacing and the description of the series, never what else may name a patient."""

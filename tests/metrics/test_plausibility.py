@@ -2,15 +2,19 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
+from cddnet.intensity.plausible import USUAL_OFFSETS, value_signs
 from cddnet.metrics.noise import detrended_std, flat_regions, noise_power_spectrum, radial_power
 from cddnet.metrics.plausibility import (
+    fitting_offsets,
     measured_values,
     metal_mm2,
     noise_texture,
+    not_hu_of_a_body,
     value_levels,
-    value_signs,
 )
+from trunk import trunk
 
 PIXEL_MM = 0.7
 
@@ -109,3 +113,81 @@ def test_many_regions_are_thinned_and_few_are_none(rng):
 def test_no_noise_has_no_level():
     found = noise_texture([np.full((64, 64), 40.0)], PIXEL_MM)
     assert found.level_hu == pytest.approx(0, abs=1e-9)
+
+
+def nowhere(stack):
+    return np.zeros(np.shape(stack), bool)
+
+
+def reason_of(stack):
+    return not_hu_of_a_body(stack, nowhere(stack))
+
+
+@pytest.mark.parametrize("size", [0.1, 0.2, 0.3])
+@pytest.mark.parametrize("noise_hu", [12.0, 60.0])
+def test_a_small_body_in_a_large_field_is_a_body(size, noise_hu):
+    wide = trunk((2, 400, 420), size=size, noise_hu=noise_hu)
+    assert np.mean(np.abs(wide) < 200) < 0.03 or size > 0.2
+    assert reason_of(wide) == ""
+    assert reason_of(np.maximum(wide, -1024)) == ""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda hu: hu + 1024,
+        lambda hu: hu + 1000,
+        lambda hu: hu - 1000,
+        lambda hu: hu + 32768,
+        lambda hu: (hu + 1024) / 4096,
+        # Bright fat, grey muscle, dark lung and bone, as MR shows them, and noise that has no sign.
+        lambda hu: np.interp(hu, (-1000, -850, -100, 50, 500), (15, 60, 900, 350, 90)),
+        lambda hu: np.interp(hu, (-1000, -850, -100, 50, 500), (15, 60, 900, 350, 90)) - 1024,
+    ],
+)
+def test_a_small_body_that_is_no_hu_is_none(change):
+    assert reason_of(change(trunk((2, 400, 420), size=0.2)))
+
+
+@pytest.mark.parametrize("noise_hu", [0.0, 10.0, 60.0])
+@pytest.mark.parametrize("lowest", [-1024, -3000])
+def test_air_alone_is_no_body(noise_hu, lowest, rng):
+    air = np.maximum(-1000 + noise_hu * rng.standard_normal((2, 256, 256)), lowest)
+    assert reason_of(air)
+    # Nor is the table: two shells and foam.
+    air[:, 200:203, 30:226] = air[:, 217:220, 30:226] = -150
+    air[:, 203:217, 30:226] += 80
+    assert reason_of(air)
+
+
+@pytest.mark.parametrize(
+    "disturb",
+    [
+        lambda hu, rng: hu + 30 * rng.standard_normal(hu.shape),
+        lambda hu, rng: ndimage.gaussian_filter(hu, (0, 1.5, 1.5)),
+        lambda hu, rng: np.maximum(hu + 30 * rng.standard_normal(hu.shape), -3024),
+    ],
+    ids=["noise", "a filter", "noise that is cut"],
+)
+def test_padding_that_was_worked_on_is_still_none(disturb, rng):
+    hu = trunk((2, 200, 200))
+    y, x = np.mgrid[-1:1:200j, -1:1:200j]
+    outside = y**2 + x**2 > 1
+    found = disturb(np.where(outside, -3024, hu), rng)
+    assert reason_of(found) == ""
+    # A decoder that runs away to both sides leaves other values there.
+    away = np.where(outside, -3024 - 200 * rng.uniform(0, 99, hu.shape), hu)
+    assert "below" in reason_of(away)
+
+
+@pytest.mark.parametrize("offset", USUAL_OFFSETS)
+@pytest.mark.parametrize("size", [1.0, 0.2])
+def test_an_offset_is_named(offset, size):
+    moved = trunk((2, 300, 310), size=size) + offset
+    assert offset in fitting_offsets(moved, nowhere(moved))
+    assert fitting_offsets(moved - offset, nowhere(moved)) == ()
+
+
+def test_air_has_no_offset(rng):
+    air = -1000 + 10 * rng.standard_normal((2, 128, 128))
+    assert fitting_offsets(air, nowhere(air)) == ()

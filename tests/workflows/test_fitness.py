@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from cddnet.formats import read_volume, write_volume
 from cddnet.formats._facts import HeaderFacts
+from cddnet.intensity.plausible import value_signs
 from cddnet.metrics.noise import (
     flat_regions,
     mean_frequency_per_mm,
@@ -29,7 +30,6 @@ from cddnet.metrics.plausibility import (
     metal_mm2,
     noise_texture,
     value_levels,
-    value_signs,
 )
 from cddnet.physics.kernel import SOFT_KERNEL, Kernel
 from cddnet.volume import Acquisition, CTVolume, Derivation
@@ -280,12 +280,15 @@ def test_force_stands_in_the_derived_header(tmp_path, demo):
     assert dict(step.parameters)["forced"] == "denoised"
 
 
-def test_values_cut_to_a_window_are_noted_not_refused():
+def test_values_cut_to_a_window_are_judged_by_what_it_left():
     brain = volume_of(np.clip(body(), 0, 80))
     assert examine(brain).outcome is Outcome.refused
-    fitness = examine(brain, windowed=True)
-    assert fitness.outcome is Outcome.noted
-    assert any("not HU of a body" in note for note in fitness.notes)
+    assert examine(replace(brain, window_hu=(0.0, 80.0))).outcome is not Outcome.refused
+    # Black there would be -160 HU, and nothing is.
+    assert examine(replace(brain, window_hu=(-160.0, 240.0))).outcome is Outcome.refused
+    # Nothing of that window says whether it is HU.
+    bone = replace(volume_of(np.clip(body(), 300, 1500)), window_hu=(300.0, 1500.0))
+    assert any("no soft tissue" in note for note in examine(bone).notes)
 
 
 def test_force_changes_nothing_of_a_fit_series():

@@ -36,7 +36,7 @@ from cddnet.formats._dicom_values import (
     whole,
 )
 from cddnet.formats._stored import require_slice_size
-from cddnet.intensity.background import NO_AIR_HU, background
+from cddnet.intensity.background import NO_AIR_HU, edge_constant, edge_of, touching_edge
 from cddnet.intensity.hu import stored_to_hu
 from cddnet.volume import Mask, SliceHU
 
@@ -169,7 +169,11 @@ class DicomHeaders:
         declared = frame.padding_mask(stored)
         if frame.lowest_hu >= NO_AIR_HU:
             return declared
-        return declared | background(stored, frame.hu(stored))
+        edge = edge_of(stored)
+        constant = edge_constant(edge, frame.hu(edge))
+        if constant is None or frame.padding_mask(np.asarray(constant)):
+            return declared
+        return declared | touching_edge(stored == constant)
 
 
 def own_header(frame: Frame) -> Dataset:

@@ -40,6 +40,7 @@ from cddnet.formats._sidecar import (
     recorded_in,
 )
 from cddnet.formats._stored import require_slice_size
+from cddnet.intensity.plausible import ADDED_OFFSETS, not_hu
 from cddnet.intensity.window import from_grey, to_grey
 from cddnet.volume import CTVolume, SliceHU, Storage
 
@@ -58,12 +59,7 @@ PNG_HEAD, JPEG_HEAD = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 JPEG_QUALITY = 95
 # Compression that keeps every value: none, LZW, deflate (two), PackBits, LZMA, zstd (two).
 LOSSLESS = (1, 5, 8, 32946, 32773, 34925, 50000, 34926)
-# HU that are added to values before they are stored without a sign.
-USUAL_OFFSETS = (1024, 1000, 32768)
 SAMPLED_PAGES = 5
-# Least share of a picture that is denser than lung; soft tissue; air with its noise, and metal.
-SMALLEST_BODY = 0.03
-LUNG_HU, FAT_HU, NEAR_WATER_HU, POSSIBLE_HU = -500.0, -200.0, 200.0, (-1100.0, 30000.0)
 BITS = {"L": 8, "LA": 8, "P": 8, "RGB": 8, "RGBA": 8, "I": 16, "I;16": 16, "I;16B": 16}
 
 NO_GEOMETRY = (
@@ -161,6 +157,7 @@ def read(path: Path, options: ReadOptions) -> CTVolume:
         notes=tuple(notes),
         storage=Storage(placed=placed),
         derivation=recorded_in(path / FOLDER_RECORD) if path.is_dir() else recorded_beside(path),
+        window_hu=window,
         **axes._asdict(),
     )
     if placed:
@@ -321,32 +318,20 @@ def _suggested(pages: list[_Page]) -> str:
         return "such as --window -160 240"
     chosen = {round(place) for place in np.linspace(0, len(pages) - 1, SAMPLED_PAGES)}
     values = np.concatenate([_stored(pages[index])[::2, ::2].ravel() for index in sorted(chosen)])
+    # The most frequent value is background.
+    levels, counts = np.unique(values, return_counts=True)
+    varying = values[values != levels[counts.argmax()]].astype(np.float64)
     exact = [
         f"--window {-offset} {2**bits - 1 - offset} for values stored as HU + {offset}"
-        for offset in USUAL_OFFSETS
-        if _like_hu(values.astype(np.float64) - offset)
+        for offset in ADDED_OFFSETS
+        if not not_hu(varying - offset)
     ]
     if exact:
         return ", or ".join(exact)
     return (
         "with --window LOW HIGH, the window that they were exported with (they are no HU with an "
-        "offset of " + ", ".join(map(str, USUAL_OFFSETS)) + ")"
+        "offset of " + ", ".join(map(str, ADDED_OFFSETS)) + ")"
     )
-
-
-def _like_hu(values: NDArray[np.float64]) -> bool:
-    """Whether values (N,) may be HU of a body; the most frequent one is background and left aside.
-
-    Of what is denser than lung, enough is near water and not too much between lung and fat.
-    """
-    levels, counts = np.unique(values, return_counts=True)
-    varying = values[values != levels[counts.argmax()]]
-    body = varying[varying > LUNG_HU]
-    if body.size < SMALLEST_BODY * values.size or body.size == 0:
-        return False
-    beyond = np.mean((varying < POSSIBLE_HU[0]) | (varying > POSSIBLE_HU[1]))
-    near, between = np.mean(np.abs(body) < NEAR_WATER_HU), np.mean(body < FAT_HU)
-    return bool(beyond < 0.01 and near > 0.3 and between < 0.3)
 
 
 def _checked(window_hu: tuple[float, float], where: str) -> tuple[float, float]:

@@ -30,36 +30,43 @@ _KEPT_SLICES = 2
 Values = NDArray[Any]
 
 
-def background(stored: Values, hu: NDArray[np.floating]) -> Mask:
-    """Where a slice holds the constant of its edge, connected to the edge: (H, W) bool.
+def background(hu: NDArray[np.floating]) -> Mask:
+    """Where a slice (H, W) holds the constant of its edge, connected to the edge: (H, W) bool.
 
-    stored: values (H, W) as the file holds them, which are compared; hu: the same in HU.
     A measured pixel that happens to have the value lies apart, and stays a measurement.
     """
-    constant = edge_constant(stored, hu)
+    edge = edge_of(hu)
+    constant = edge_constant(edge, edge)
     if constant is None:
-        return np.zeros(stored.shape, np.bool_)
+        return np.zeros(hu.shape, np.bool_)
+    return touching_edge(hu == constant)
+
+
+def touching_edge(mask: Mask) -> Mask:
+    """The parts of a mask (H, W) that are connected to the edge of the slice."""
     # Here: the processes that decode import this file and never need it.
     from scipy import ndimage
 
-    labels, count = ndimage.label(stored == constant, np.ones((3, 3)))
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
     touching = np.zeros(count + 1, np.bool_)
-    touching[_edge(labels)] = True
+    touching[edge_of(labels)] = True
     touching[0] = False
-    mask: Mask = touching[labels]
-    return mask
+    connected: Mask = touching[labels]
+    return connected
 
 
 def edge_constant(stored: Values, hu: NDArray[np.floating]) -> np.generic | None:
-    """The stored value that the edge of a slice repeats below -1,100 HU; None if there is none."""
-    edge, edge_hu = _edge(stored), _edge(hu)
-    below = edge_hu < NO_AIR_HU
+    """The value that the edge of a slice repeats below -1,100 HU; None where it repeats none.
+
+    stored: values (N,) of the edge as the file holds them, which are compared; hu: the same in HU.
+    """
+    below = hu < NO_AIR_HU
     if not below.any():
         return None
-    edge, edge_hu = edge[below], edge_hu[below]
-    values, first, counts = np.unique(edge, return_index=True, return_counts=True)
+    stored, hu = stored[below], hu[below]
+    values, first, counts = np.unique(stored, return_index=True, return_counts=True)
     commonest = int(counts.argmax())
-    nearby = np.abs(edge_hu - edge_hu[first[commonest]]) < _NEARBY_HU
+    nearby = np.abs(hu - hu[first[commonest]]) < _NEARBY_HU
     if counts[commonest] < max(_FEWEST_PIXELS, np.count_nonzero(nearby) / 2):
         return None
     constant: np.generic = values[commonest]
@@ -75,13 +82,12 @@ def with_background(volume: CTVolume) -> CTVolume:
     read_slice = lru_cache(maxsize=_KEPT_SLICES)(volume.read_slice)
 
     def read_padding(index: int) -> Mask:
-        hu = read_slice(index)
-        return background(hu, hu)
+        return background(read_slice(index))
 
     return replace(volume, read_slice=read_slice, read_padding=read_padding)
 
 
-def _edge(values: Values) -> Values:
+def edge_of(values: Values) -> Values:
     """The outermost pixels of a slice (H, W), each once: (N,)."""
     height, width = values.shape
     parts = [values[0]]

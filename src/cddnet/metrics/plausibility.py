@@ -12,7 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
+from cddnet.intensity.background import NO_AIR_HU, edge_of, touching_edge
+from cddnet.intensity.plausible import USUAL_OFFSETS, not_hu, value_signs
+from cddnet.metrics._body import body_mask
 from cddnet.metrics.noise import (
     detrended_std,
     flat_corners,
@@ -25,12 +29,19 @@ from cddnet.metrics.noise import (
 REGION_PIXELS = 16
 METAL_HU = 3000.0
 
-# Soft tissue and fat with their noise; what is denser than nearly all bone; what is no tissue.
-_TISSUE_HU = 200.0
-_DENSE_HU = 700.0
-_AIRY_HU = -500.0
 # A constant below this is what a scanner writes outside its field of view, not air.
 _OUTSIDE_HU = -1020.0
+# Padding that noise was added to, or that a network saw.
+_FAR_BELOW_AIR_HU = -1500.0
+_NEARLY_ONE_HU = 150.0
+# What hardly holds anything but air may hold a small body, of this share at least.
+_MOSTLY_AIR = 0.9
+_SOME_AIR = 0.005
+_SMALLEST_OBJECT = 5e-4
+_AROUND_HU = (-850.0, -200.0)
+_BLUR_PIXELS = 5
+# Air that an offset of 1000 or 1024 moved lies here, unlike muscle.
+_AT_WATER = 30.0
 # Scanners store whole HU; what they lack between was rounded away later.
 _STEP_HU = 1.01
 
@@ -43,22 +54,6 @@ _FEWEST_QUIET = 8
 # Shares of the Nyquist frequency: what smoothing removes, and what it leaves.
 _HIGH_BAND = (0.6, 1.0)
 _MIDDLE_BAND = (0.15, 0.45)
-
-
-class ValueSigns(NamedTuple):
-    """Shares between 0 and 1 of the pixels that hold a measurement.
-
-    airy: below -500 HU.  negative: below water.  tissue: within 200 HU of water.
-    Of the pixels above -500 HU: tissue_of_dense within 200 HU of water, between those from -500 to
-    -200 HU, dense above 700 HU.
-    """
-
-    airy: float
-    negative: float
-    tissue: float
-    tissue_of_dense: float
-    between: float
-    dense: float
 
 
 class Levels(NamedTuple):
@@ -89,10 +84,14 @@ def measured_values(
 ) -> NDArray[np.float64]:
     """Every second value in both directions of slices (H, W) in HU, without padding: (N,).
 
-    A constant below -1020 HU in a hundredth or more of them is padding that no header tells.
+    Padding that no header tells is left out too: a constant below -1020 HU in a hundredth or more
+    of the values, and what noise or a network left of one outside of the field of view.
     """
     values: NDArray[np.float64] = np.concatenate(
-        [hu[::2, ::2][~empty[::2, ::2]] for hu, empty in zip(slices, padding, strict=True)]
+        [
+            hu[::2, ::2][~(empty | _below_air_outside(hu))[::2, ::2]]
+            for hu, empty in zip(slices, padding, strict=True)
+        ]
     ).astype(np.float64)
     if values.size and (lowest := values.min()) < _OUTSIDE_HU:
         kept: NDArray[np.float64] = values[values > lowest]
@@ -101,25 +100,66 @@ def measured_values(
     return values
 
 
-def value_signs(values: NDArray[np.floating]) -> ValueSigns:
-    """Where values (N,) lie on the HU scale; all zero for none."""
-    if values.size == 0:
-        return ValueSigns(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    body = values[values > _AIRY_HU]
-    total, inside = values.size, max(body.size, 1)
+def _below_air_outside(hu: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Values far below air that are nearly one at the edge of a slice, and what joins them there:
+    (H, W) bool.
+    """
+    below = hu < NO_AIR_HU
+    edge = edge_of(hu)[edge_of(below)]
+    middle = np.median(edge) if edge.size else 0.0
+    near = np.abs(edge - middle) < _NEARLY_ONE_HU
+    if middle > _FAR_BELOW_AIR_HU or np.count_nonzero(near) < edge.size / 2:
+        return np.zeros(hu.shape, np.bool_)
+    return touching_edge(below)
 
-    def share(found: NDArray[np.bool_], among: int) -> float:
-        return float(np.count_nonzero(found) / among)
 
-    tissue = np.abs(body) < _TISSUE_HU
-    return ValueSigns(
-        airy=1 - body.size / total,
-        negative=share(values < 0, total),
-        tissue=share(tissue, total),
-        tissue_of_dense=share(tissue, inside),
-        between=share(body <= -_TISSUE_HU, inside),
-        dense=share(body > _DENSE_HU, inside),
-    )
+def not_hu_of_a_body(
+    slices: Sequence[NDArray[np.floating]], padding: Sequence[NDArray[np.bool_]]
+) -> str:
+    """Why slices (H, W) cannot be HU of a patient or phantom, in words; "" where they can."""
+    values = measured_values(slices, padding)
+    reason, signs = not_hu(values), value_signs(values)
+    if reason:
+        return not_hu(values, _object_values(slices)) if signs.airy > _MOSTLY_AIR else reason
+    # A field of view inside the body, or a small body in air that was moved to water.
+    if signs.airy < _SOME_AIR and signs.tissue > _MOSTLY_AIR and abs(np.median(values)) < _AT_WATER:
+        offsets = fitting_offsets(slices, padding)
+        if offsets:
+            return "none is air, and what is near water surrounds a small body"
+    return ""
+
+
+def fitting_offsets(
+    slices: Sequence[NDArray[np.floating]], padding: Sequence[NDArray[np.bool_]]
+) -> tuple[int, ...]:
+    """Those of the usual offsets that leave HU, with air, when they are taken off slices (H, W)."""
+
+    def fits(offset: int) -> bool:
+        moved = [hu - offset for hu in slices]
+        air = value_signs(measured_values(moved, padding)).airy
+        return air > _SOME_AIR and not not_hu_of_a_body(moved, padding)
+
+    return tuple(offset for offset in USUAL_OFFSETS if fits(offset))
+
+
+def _object_values(slices: Sequence[NDArray[np.floating]]) -> NDArray[np.floating]:
+    """Values of the largest object above -500 HU of each slice, lungs in: (N,).
+
+    None of a slice in which it is tiny, or not alone: around a body is air, and around the bright
+    parts of an MR image are the dark ones.
+    """
+    found: list[NDArray[np.floating]] = [np.zeros(0)]
+    for hu in slices:
+        body = body_mask(hu)
+        size = np.count_nonzero(body)
+        if not _SMALLEST_OBJECT * hu.size < size < hu.size:
+            continue
+        beside = ~ndimage.binary_dilation(body, iterations=_BLUR_PIXELS)
+        # Without the noise of air.
+        smooth = ndimage.uniform_filter(hu, _BLUR_PIXELS)[beside]
+        if np.count_nonzero((smooth > _AROUND_HU[0]) & (smooth < _AROUND_HU[1])) < size:
+            found.append(hu[body])
+    return np.concatenate(found)
 
 
 def value_levels(values: NDArray[np.floating]) -> Levels:

@@ -32,7 +32,7 @@ from cddnet.runtime.streaming import InOrder, ahead, batches
 from cddnet.volume import CTVolume, Derivation, Mask, SliceHU
 from cddnet.workflows._decoding import decoded_once
 from cddnet.workflows._pictures import picture_names, sides, write_named
-from cddnet.workflows.fitness import Fitness, admitted, forced
+from cddnet.workflows.fitness import Fitness, admitted, forced, forced_notes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -205,8 +205,7 @@ def _fitness(volume: CTVolume, options: DenoiseOptions) -> Fitness | None:
     """What the fitness check lets pass; None where an earlier one counts."""
     if options.forced is not None:
         return None
-    windowed = options.window_hu is not None
-    return admitted(volume, force=options.force, windowed=windowed)
+    return admitted(volume, force=options.force)
 
 
 def _checked(
@@ -215,9 +214,7 @@ def _checked(
     """Denoised; the notes of the fitness check, and that it was overruled, go along."""
     if fitness is None:
         return _denoised(volume, plan._replace(step=forced(plan.step, options.forced or "")))
-    notes = fitness.notes
-    if fitness.refusal:
-        notes = (f"forced, although {fitness.refusal}", *notes)
+    notes = (*forced_notes(fitness.refusal), *fitness.notes)
     marked = _denoised(volume, plan._replace(step=forced(plan.step, fitness.refused_kinds)))
     return replace(marked, notes=(*marked.notes, *notes))
 

@@ -26,6 +26,7 @@ from cddnet.physics.depth import predicted_noise_hu, radiological_depth
 from cddnet.training.slices import filled
 from cddnet.volume import CTVolume, Derivation
 from cddnet.workflows._matching import SourceNoise, match_source
+from cddnet.workflows.fitness import forced_notes, marked_forced, require_hu
 
 SHOWN_WINDOW_HU = (-160.0, 240.0)
 _TEXT = 14
@@ -47,7 +48,7 @@ class DepthOptions:
     """dose_fraction: of the source's own dose, above 0 to 1.  kernel: auto (from the series' own
     noise), soft, sharp or a tag.  series: of a folder that holds several.  acquisition: of a series
     that holds several at its places.  window_hu: that pictures stand for.  created: the moment of
-    creation for the headers, with a time zone; None: they do not say.
+    creation for the headers, with a time zone; None: they do not say.  force: also what is no HU.
     """
 
     dose_fraction: float = 1.0
@@ -58,6 +59,7 @@ class DepthOptions:
     created: datetime | None = None
     slice_axis: int | None = None
     """Axis of the slices (0, 1 or 2) in arrays that state no orientation."""
+    force: bool = False
 
 
 class DepthResult(NamedTuple):
@@ -84,7 +86,8 @@ def depth_file(
     because the other formats here say of any number that it is in HU.  Slices are worked on one by
     one and may lie unevenly.
     progress: called with (what is done, slices done, slices in all).
-    Raises: CddnetError for a dose outside (0, 1], else what reading, matching or writing raises.
+    Raises: CddnetError for a dose outside (0, 1], UnfitError for values that are no HU, unless
+    forced, else what reading, matching or writing raises.
     """
     if not 0 < options.dose_fraction <= 1:
         raise CddnetError(
@@ -97,9 +100,10 @@ def depth_file(
         acquisition=options.acquisition,
         slice_axis=options.slice_axis,
     )
+    refusal = require_hu(volume, force=options.force)
     with new_folder(target) as folder, TemporaryFile(dir=folder) as file:
         matched = match_source(volume, kernel=options.kernel)
-        maps = _Maps(volume, matched, options, file)
+        maps = _Maps(volume, matched, options, file, refusal)
         ranges = maps.compute(lambda done: progress("depth", done, volume.shape[0]))
         files = _write_maps(maps, folder)
         (folder / "png").mkdir()
@@ -116,7 +120,7 @@ def depth_file(
         noise_range_hu=ranges.noise_hu,
         body_noise_hu=ranges.body_noise_hu,
         basis=matched.basis,
-        notes=volume.notes,
+        notes=(*volume.notes, *forced_notes(refusal)),
         files=files,
     )
 
@@ -134,6 +138,7 @@ class _Maps(NamedTuple):
     matched: SourceNoise
     options: DepthOptions
     file: IO[bytes]
+    refusal: str
 
     def compute(self, progress: Callable[[int], None]) -> _Ranges:
         lows, highs, medians = [], [], []
@@ -153,6 +158,10 @@ class _Maps(NamedTuple):
             progress(index + 1)
         low, high = np.min(lows, axis=0).tolist(), np.max(highs, axis=0).tolist()
         return _Ranges((low[0], high[0]), (low[1], high[1]), float(np.median(medians)))
+
+    def derived(self, read_slice: Callable[[int], Map], quantity: str) -> CTVolume:
+        """A volume of one of the maps."""
+        return marked_forced(self.volume.derived(read_slice, _step(self, quantity)), self.refusal)
 
     def depth(self, index: int) -> Map:
         count = self.volume.shape[1] * self.volume.shape[2]
@@ -174,8 +183,8 @@ class _Maps(NamedTuple):
 
 
 def _write_maps(maps: _Maps, folder: Path) -> tuple[str, str]:
-    depth = maps.volume.derived(maps.depth, _step(maps, "radiological depth"))
-    noise = maps.volume.derived(maps.noise_hu, _step(maps, "predicted noise"))
+    depth = maps.derived(maps.depth, "radiological depth")
+    noise = maps.derived(maps.noise_hu, "predicted noise")
     if maps.volume.headers is None:
         for name, volume in (("depth.npy", depth), ("noise.npy", noise)):
             write_volume(volume, folder / name)

@@ -43,6 +43,7 @@ from cddnet.workflows._physics_report import paired_findings
 from cddnet.workflows._pictures import sides
 from cddnet.workflows._protocols import protocol_named, under, window_of
 from cddnet.workflows._structure import structure_of
+from cddnet.workflows.fitness import forced_notes, require_hu
 
 REFERENCE = "reference"
 MASKS = {
@@ -64,6 +65,7 @@ class EvaluateOptions(NamedTuple):
     with_physics: noise, texture and bias too.  detect: a network, shipped or a file, whose effect
     on the detectability of lesions inserted into the reference is measured.
     seed: of the bootstrap and of random sign flips.  progress: (what is done, done, in all).
+    force: also series that are no HU, which the notes then name.
     """
 
     window_hu: tuple[float, float] | None = None
@@ -75,6 +77,7 @@ class EvaluateOptions(NamedTuple):
     progress: Progress = _silent
     slice_axis: int | None = None
     """Axis of the slices (0, 1 or 2) in arrays that state no orientation."""
+    force: bool = False
 
     @property
     def reading(self) -> ReadOptions:
@@ -105,7 +108,8 @@ def evaluate(  # noqa: PLR0913 - what is compared, and the three choices that de
     Parameters: reference, of a folder with pictures in `IN/` and `GT/` GT is taken, and IN is the
     low dose; methods, name -> path; protocol, a key of PROTOCOLS; mask, a key of MASKS.
     Raises: CddnetError for an unknown protocol, mask or reserved name; GeometryError where series
-    do not agree, naming both values; else what reading raises.
+    do not agree, naming both values; UnfitError for values that are no HU, unless forced; else what
+    reading raises.
     """
     chosen, options = protocol_named(protocol), options or EvaluateOptions()
     reserved = {LOW_DOSE, REFERENCE, ""} & methods.keys()
@@ -117,7 +121,9 @@ def evaluate(  # noqa: PLR0913 - what is compared, and the three choices that de
     reference, low_dose = full_and_low_dose(reference, low_dose)
     rows = {} if low_dose is None else {LOW_DOSE: low_dose}
     cases = find_cases(reference, rows | dict(methods), options.reading)
-    return evaluate_cases(cases, chosen, mask=mask, options=options)
+    forced = _forced(cases, options, REFERENCE)
+    found = evaluate_cases(cases, chosen, mask=mask, options=options)
+    return found.model_copy(update={"notes": (*forced, *found.notes)})
 
 
 def full_and_low_dose(reference: Path, low_dose: Path | None) -> tuple[Path, Path | None]:
@@ -126,6 +132,20 @@ def full_and_low_dose(reference: Path, low_dose: Path | None) -> tuple[Path, Pat
     if layout is None or layout.full_dose is None:
         return reference, low_dose
     return layout.full_dose, low_dose or layout.low_dose
+
+
+def _forced(cases: Sequence[Case], options: EvaluateOptions, first: str) -> tuple[str, ...]:
+    """Notes on series that are no HU.  Raises: UnfitError for the first of them, unless forced.
+
+    first: what the reference of a case is called.
+    """
+    notes = []
+    for case in cases:
+        for name, volume in ((first, case.reference), *case.rows.items()):
+            named = f"{name}, {case.patient}, {case.series}"
+            refusal = require_hu(volume, named, force=options.force)
+            notes += [f"{named}: {note}" for note in forced_notes(refusal)]
+    return tuple(notes)
 
 
 def evaluate_cases(
@@ -181,11 +201,12 @@ def evaluate_unpaired(
     layout = sides(source)
     source = layout.low_dose if layout else source
     cases = find_cases(source, methods, options.reading)
+    forced = _forced(cases, options, LOW_DOSE)
     rows = {LOW_DOSE: [case.reference for case in cases]}
     rows |= {name: [case.aligned(name) for case in cases] for name in methods}
     physics = paired_findings(rows, None, patients=[case.patient for case in cases])
     note = "No reference: nothing says how near to the truth an output is, only what it changed."
-    return _without_scores("unpaired", cases, physics, note)
+    return _without_scores("unpaired", cases, physics, (*forced, note))
 
 
 def evaluate_phantom(
@@ -202,13 +223,17 @@ def evaluate_phantom(
         raise FormatError(f"{folder}: holds no truth.json; give a folder of `cddnet phantom`.")
     cases = find_cases(folder / "series", methods, options.reading)
     case = cases[0]
+    forced = _forced(cases, options, LOW_DOSE)
     rows = {LOW_DOSE: case.reference} | {name: case.aligned(name) for name in methods}
     note = f"'{LOW_DOSE}' is the phantom's own series, whatever its dose."
-    return _without_scores("phantom", cases, phantom_findings(rows, truth), note)
+    return _without_scores("phantom", cases, phantom_findings(rows, truth), (*forced, note))
 
 
 def _without_scores(
-    mode: Literal["unpaired", "phantom"], cases: Sequence[Case], physics: Physics, note: str
+    mode: Literal["unpaired", "phantom"],
+    cases: Sequence[Case],
+    physics: Physics,
+    notes: tuple[str, ...],
 ) -> Evaluation:
     images = tuple(
         ImageScores(
@@ -236,7 +261,7 @@ def _without_scores(
         comparisons=(),
         physics=physics,
         notes=(
-            note,
+            *notes,
             *dict.fromkeys(
                 text for case in cases for text in plane_notes(case.reference.direction)
             ),

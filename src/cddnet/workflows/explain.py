@@ -43,6 +43,7 @@ from cddnet.workflows._effect_panels import Overlay, Shown, draw
 from cddnet.workflows._layouts import Entry
 from cddnet.workflows._pairing import LeftOutError, positions_of, twin_of
 from cddnet.workflows.denoise import choose_device
+from cddnet.workflows.fitness import forced_notes, require_hu
 
 __all__ = ["EffectSettings", "ExplainOptions", "ExplainResult", "Watch", "explain_file"]
 
@@ -59,6 +60,7 @@ class ExplainOptions:
     roi_mm: x and y of the centre in patient coordinates (LPS) and the side, mm; one of the two.
     reference: the series in full dose, None for the network's own output.  model, strength, device,
     series, acquisition, window_hu: as in denoising.  seed: of the replacements.
+    force: also what is no HU.
     """
 
     slice_number: int
@@ -72,6 +74,7 @@ class ExplainOptions:
     series: str | None = None
     acquisition: str | None = None
     window_hu: tuple[float, float] | None = None
+    force: bool = False
     effects: EffectSettings = field(default_factory=EffectSettings)
     slice_axis: int | None = None
     """Axis of the slices (0, 1 or 2) in arrays that state no orientation."""
@@ -93,7 +96,8 @@ def explain_file(
     """Write a new folder: maps (.npy), explanation.png and explanation.json.
 
     Raises: CddnetError for a slice or region outside the series, a series of one slice, or a
-    reference that does not fit; else what reading, loading or writing raises.
+    reference that does not fit; UnfitError for values that are no HU, unless forced; else what
+    reading, loading or writing raises.
     """
     volume = read_volume(
         source,
@@ -118,6 +122,7 @@ def explain_file(
             f"block is {options.effects.block} pixels, which does not fit; give "
             f"{_SMALLEST_BLOCK} to {min(volume.shape[1:])}."
         )
+    refusal = require_hu(volume, force=options.force)
     reference = _reference(volume, index, region, options)
     network, card = store.load(options.model)
     strength = card.strength if options.strength is None else options.strength
@@ -158,8 +163,11 @@ def explain_file(
             "effects": _counts(effects, reference is not None),
             "attribution": _summary(weights, region),
         }
+        if refusal:
+            record["forced"] = refusal
         files = _write(folder, record, _Drawn(scene, effects, weights))
-    notes = tuple(f"note: {note}" for note in plane_notes(volume.direction))
+    said = (*forced_notes(refusal), *plane_notes(volume.direction))
+    notes = tuple(f"note: {note}" for note in said)
     return ExplainResult(record, (*notes, *_described(effects, weights, scene)), files)
 
 
@@ -232,6 +240,7 @@ def _reference(
     full = read_volume(
         options.reference, window_hu=options.window_hu, slice_axis=options.slice_axis
     )
+    require_hu(full, f"{options.reference}", force=options.force)
     own, other = volume.acquisition.patient_id, full.acquisition.patient_id
     if own and other and own != other:
         raise GeometryError(f"{options.reference}: is of another patient; give the same one's.")

@@ -15,6 +15,7 @@ from cddnet.formats import raster, read_volume, write_volume
 from cddnet.formats._atomic import new_folder
 from cddnet.formats._sidecar import FOLDER_RECORD, record
 from cddnet.volume import CTVolume, Derivation
+from cddnet.workflows.fitness import why_not_hu
 
 SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
 BITS = {"png": (8, 16), "jpeg": (8,)}
@@ -78,11 +79,13 @@ def export_file(
             )
             progress(index + 1, count)
         (folder / FOLDER_RECORD).write_text(record((*volume.derivation, step)), "utf-8")
+    notes = [note for note in volume.notes if note != raster.WINDOW_UNUSED]
+    notes += filter(None, [why_not_hu(volume)])
     return ExportResult(
         slices=count,
         level_hu=_level_hu(options),
         lost=_lost(options),
-        notes=tuple(note for note in volume.notes if note != raster.WINDOW_UNUSED),
+        notes=tuple(notes),
     )
 
 

@@ -64,10 +64,12 @@ from cddnet.workflows._prepared import (
     write_tables,
 )
 from cddnet.workflows._stacks import Column, stored_hu, write_rows
+from cddnet.workflows.fitness import why_not_hu
 
 _REQUEST = "request"
 _SQUARE_TOLERANCE = 0.01
 _NAME_DIGITS = 32
+NOT_HU = "not in HU"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,6 +266,7 @@ def _store(run: _Run, job: Job, name: str, known: dict[str, set[str]]) -> Stored
         full = _volume(run, job.full)
         slices = full.shape[0]
         require_axial(full)
+        _require_hu("the full dose" if job.paired else "it", full)
         _require_square(full)
         patient = job.patient or full.acquisition.patient_id
         if not patient:
@@ -271,6 +274,7 @@ def _store(run: _Run, job: Job, name: str, known: dict[str, set[str]]) -> Stored
         twin = None
         if job.paired:
             twin = twin_of((job.full, full), [(low, _volume(run, low)) for low in job.low])
+            _require_hu("the low dose", twin.volume)
             left_out += twin.left_out
             left_out += dropped_by_reader(twin.entry, twin.volume)
         left_out += dropped_by_reader(job.full, full)
@@ -306,6 +310,12 @@ def _volume(run: _Run, entry: Entry) -> CTVolume:
 
     shape = (len(entry.files), *first.shape[1:])
     return with_background(replace(first, shape=shape, read_slice=read_slice))
+
+
+def _require_hu(name: str, volume: CTVolume) -> None:
+    reason = why_not_hu(volume)
+    if reason:
+        raise LeftOutError(NOT_HU, f"{name}: {reason}")
 
 
 def _require_square(volume: CTVolume) -> None:

@@ -18,6 +18,7 @@ from cddnet.physics.kernel import SOFT_KERNEL
 from cddnet.training.slices import calibrated_geometry
 from cddnet.volume import CTVolume, Derivation, SliceHU
 from cddnet.workflows._matching import SourceNoise, match_source
+from cddnet.workflows.fitness import marked_forced, require_hu
 
 Progress = Callable[[int, int], None]
 
@@ -28,6 +29,7 @@ class SimulateOptions:
     the same bytes.  kernel: auto, soft, sharp or a ConvolutionKernel text.  electronic_std: in
     photons per reading, None for the calibrated scanner's.  series: of a folder that holds several.
     acquisition: of a series that holds several at its places.  window_hu: of 8- or 16-bit pictures.
+    force: also what is no HU.
     """
 
     dose_fraction: float = 0.25
@@ -39,6 +41,7 @@ class SimulateOptions:
     window_hu: tuple[float, float] | None = None
     slice_axis: int | None = None
     """Axis of the slices (0, 1 or 2) in arrays that state no orientation."""
+    force: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +76,8 @@ def simulate_file(
 
     target: as of `write_volume`; text that ends with / is a folder.
     progress: called with (slices done, slices in all).
-    Raises: CddnetError for a fraction outside (0, 1] or electronic noise below 0.
+    Raises: CddnetError for a fraction outside (0, 1] or electronic noise below 0; UnfitError for
+    values that are no HU, unless forced.
     """
     volume = read_volume(
         source,
@@ -82,6 +86,7 @@ def simulate_file(
         acquisition=options.acquisition,
         slice_axis=options.slice_axis,
     )
+    refusal = require_hu(volume, force=options.force)
     matched = match_source(volume, kernel=options.kernel)
     if options.electronic_std is not None:
         scanner = replace(matched.scanner, electronic_std=options.electronic_std)
@@ -92,7 +97,7 @@ def simulate_file(
         slices.append(low_dose._replace(hu=np.empty((0, 0), np.float32)))
         progress(len(slices), volume.shape[0])
 
-    low_dose = simulate_volume(volume, matched, options, watch)
+    low_dose = marked_forced(simulate_volume(volume, matched, options, watch), refusal)
     write_volume(low_dose, target, window_hu=options.window_hu)
     return Simulated(
         volume=low_dose,

@@ -30,7 +30,7 @@ from torch import nn
 
 from cddnet import __version__, models
 from cddnet.config import ConfigError, PatientSplit, TrainConfig, load_config
-from cddnet.errors import FormatError, ModelError
+from cddnet.errors import FormatError, ModelError, UnfitError
 from cddnet.formats import read_all_series
 from cddnet.intensity.window import hu_to_window
 from cddnet.metrics.fidelity import psnr
@@ -49,10 +49,12 @@ from cddnet.training.pairs import (
 from cddnet.training.processes import joined
 from cddnet.training.splits import load_slices, prepared_slices
 from cddnet.training.store import PreparedSet, is_prepared
+from cddnet.volume import CTVolume
 from cddnet.workflows._appearing import appearing, remove_partial, resumable, write_whole
 from cddnet.workflows._matching import own_noise
 from cddnet.workflows._published_recipe import load_recipe
 from cddnet.workflows.denoise import denoise_slice
+from cddnet.workflows.fitness import why_not_hu
 
 RECIPE, WEIGHTS, BEST = "recipe.yaml", "weights.safetensors", "best.safetensors"
 _ABOUT = "run.json"
@@ -300,8 +302,8 @@ def _data(recipe: Path, config: TrainConfig, data: Path) -> _Data:
         for side in (split.train, split.validation)
     )
     return _Data(
-        load_slices(train, data, read_all_series, own=own, cut=split.cut),
-        load_slices(validation, data, read_all_series, own=own, cut=split.cut),
+        load_slices(train, data, _series_in_hu, own=own, cut=split.cut),
+        load_slices(validation, data, _series_in_hu, own=own, cut=split.cut),
         {"collections": split.collections},
     )
 
@@ -318,6 +320,16 @@ def _require_folders(data: Path, split: PatientSplit, name: str) -> None:
             f"'cddnet prepare {data} PREPARED' and give PREPARED as --data; for those of the "
             "split fetch what is missing."
         )
+
+
+def _series_in_hu(folder: Path) -> tuple[CTVolume, ...]:
+    """Every series of a folder.  Raises: UnfitError for values that are no HU."""
+    volumes = read_all_series(folder)
+    for volume in volumes:
+        reason = why_not_hu(volume)
+        if reason:
+            raise UnfitError(f"{folder}: {reason}; or take it out of the split.")
+    return volumes
 
 
 class _Writer(NamedTuple):

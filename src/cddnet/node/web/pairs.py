@@ -32,6 +32,7 @@ from cddnet.workflows._pairing import (
 )
 from cddnet.workflows._upright import upright
 from cddnet.workflows.acquisitions import labels_of
+from cddnet.workflows.fitness import why_not_hu
 
 STORED_RANGE = (-32768, 32767)
 # Stored units in one HU of the maps of noise and expected error.
@@ -260,6 +261,10 @@ class LocalPair:
 
         first = read(before)
         second = None if after is None else read(after)
+        doubts = [why_not_hu(first)]
+        if second is not None and (reason := why_not_hu(second)):
+            doubts.append(f"after: {reason}")
+        first = replace(first, notes=(*first.notes, *filter(None, doubts)))
         maps = None if error is None else _read_error(error, read)
         present = [one for one in (first, second, maps) if one is not None]
         # What states no orientation lies as the other does, which then stays as it is stored.
