@@ -536,9 +536,10 @@ def test_what_cannot_be_reported_leaves_nothing(files, tmp_path):
             report_of(files, out, **options)
         assert not out.exists()
     out.mkdir()
+    (out / "mine").touch()
     with pytest.raises(FormatError, match="nothing is overwritten"):
         report_of(files, out)
-    assert list(out.iterdir()) == []
+    assert list(out.iterdir()) == [out / "mine"]
 
 
 @pytest.mark.net

@@ -53,7 +53,9 @@ class Entry(NamedTuple):
     @property
     def is_volume(self) -> bool:
         """Whether it is one file that holds a series, NIfTI or MetaImage."""
-        return not self.uid and self.files[0].lower().endswith(VOLUME_SUFFIXES)
+        return not self.uid and any(
+            name.lower().endswith(VOLUME_SUFFIXES) for name in self.files[:1]
+        )
 
     @property
     def path(self) -> str:

@@ -31,7 +31,9 @@ def labels_of(one: CTVolume, other: CTVolume) -> Labels | None:
         # Maps of a series do not say what its slices were; they are in the same order.
         return tuple(map(str, range(one.shape[0]))), tuple(map(str, range(one.shape[0])))
     shown = ", ".join(sorted({label for found in labels for label in found})[:_LISTED])
-    raise GeometryError(f"several acquisitions ({shown}) lie at the same places")
+    raise GeometryError(
+        f"several acquisitions ({shown}) lie at the same places; choose one with --acquisition."
+    )
 
 
 def _numbers(volume: CTVolume) -> tuple[str, ...]:
