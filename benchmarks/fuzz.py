@@ -1,12 +1,16 @@
 """Coverage-guided fuzzing of what reads files from outside.
 
     python benchmarks/fuzz.py TARGET --minutes 60 [--seed N] [--corpus DIR] [--out DIR]
+    python benchmarks/fuzz.py codecs --decodes 200000 [--minutes 60] [--seed N] [--out DIR]
 
 TARGET: dicom, derived, nifti, image, config or node. The law: a checked result or a CddnetError
 within 10 s and 2 GB; whatever else happens is kept in OUT/findings, one file per place in the
 code. CORPUS: more files to start from, which are only read. OUT: where findings and the inputs
 that reached new code are kept, so that a later run can go on from them. Needs atheris (the extra
 `fuzz`). Ends with status 1 where something was found.
+
+`codecs` damages compressed files at random until decoders saw as many as `--decodes`, each of them
+at least a twentieth, or the time is up. It needs no atheris: see `_fuzz_codecs.py`.
 """
 
 from __future__ import annotations
@@ -58,15 +62,18 @@ class Fuzzed(NamedTuple):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("target", choices=NAMES)
+    parser.add_argument("target", choices=(*NAMES, "codecs"))
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--decodes", type=int, default=1_000_000_000)
     parser.add_argument("--within", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     out = options.out or Path(tempfile.mkdtemp(prefix=f"fuzz-{options.target}-"))
+    if options.target == "codecs":
+        return _codecs(options, out)
     if options.within:
         _fuzz(options, out)
     print(
@@ -81,6 +88,17 @@ def main() -> int:
     for line in found.findings:
         print(f"  {line}")
     return 1 if found.findings else 0
+
+
+def _codecs(options: argparse.Namespace, out: Path) -> int:
+    import _fuzz_codecs
+
+    told = {"seed": options.seed, "decodes": options.decodes}
+    if options.within:
+        _fuzz_codecs.fuzz_within(out, minutes=options.within / 60, **told)
+        return 0
+    print(f"kept in {out}", flush=True)
+    return 1 if _fuzz_codecs.fuzz_codecs(out, minutes=options.minutes, **told) else 0
 
 
 def fuzzed(target: str, out: Path, extra: Path | None, *, seed: int, minutes: float) -> Fuzzed:
@@ -143,6 +161,10 @@ def _fuzz(options: argparse.Namespace, out: Path) -> None:
         import _fuzz_targets
 
         target = _fuzz_targets.TARGETS[name](options.scratch)
+        from cddnet.formats import _decoder_pool
+
+        # Below the limit of an input.
+        _decoder_pool.LIMIT_S = LONGEST_S / 5
         examine = _examined(target.run, out / "findings", target.suffix)
         # Much is imported when it is first needed, and only what is imported here is followed.
         for file in sorted((out / "corpus").iterdir())[:IMPORTING]:

@@ -264,16 +264,10 @@ def decode_stored(dataset: Dataset, frame: int = 0, *, name: str = "image") -> S
     filled with the sign (PS3.5 8.1.1). What is compressed is decoded in a process of its own.
     Raises DicomError as `read_stored` does, CddnetError where that process cannot be started.
     """
-    if "PixelData" not in dataset:
-        raise DicomError(f"{name}: there is no pixel data in it; {SEND_AGAIN}")
-    if not dataset["PixelData"].value:
-        raise DicomError(f"{name}: its pixel data is empty; {SEND_AGAIN}")
-    syntax = transfer_syntax_of(dataset)
-    if not syntax.is_transfer_syntax or (syntax.is_encapsulated and syntax not in DECODABLE):
-        raise undecodable(name, syntax)
     with quiet():
+        syntax = transfer_syntax_of(dataset)
         try:
-            _require_one_sample(dataset, name)
+            _require_pixels(dataset, syntax, name)
             if not syntax.is_encapsulated:
                 return _native(dataset, syntax, frame)
             coded = _coded_frame(dataset, syntax, frame, name)
@@ -318,7 +312,13 @@ def _one_frame(source: _Source, file: BinaryIO, frame: int, name: str) -> Datase
     return dataset
 
 
-def _require_one_sample(dataset: Dataset, name: str) -> None:
+def _require_pixels(dataset: Dataset, syntax: UID, name: str) -> None:
+    if "PixelData" not in dataset:
+        raise DicomError(f"{name}: there is no pixel data in it; {SEND_AGAIN}")
+    if not dataset["PixelData"].value:
+        raise DicomError(f"{name}: its pixel data is empty; {SEND_AGAIN}")
+    if not syntax.is_transfer_syntax or (syntax.is_encapsulated and syntax not in DECODABLE):
+        raise undecodable(name, syntax)
     samples = int(dataset.get("SamplesPerPixel") or 1)
     if samples != 1:
         raise DicomError(
