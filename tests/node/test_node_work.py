@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from pydicom import dcmread
+from pydicom import dcmread, uid
 from small_node import (
     FAMILY,
     ROOT,
@@ -26,6 +26,7 @@ from small_node import (
 )
 
 from cddnet.errors import DicomError, ModelError
+from cddnet.formats._derived_headers import Recipe, derived_uid
 from cddnet.formats.dicom import read_files
 from cddnet.node.service import Cleaner
 from cddnet.node.settings.rules import Order
@@ -540,6 +541,60 @@ def test_images_go_after_their_time_and_come_back_the_same(tmp_path, clock):
     worked(station, clock)
     assert results(station) == before
     assert not station.journal.queue()[0].removed
+    station.close()
+
+
+@pytest.mark.parametrize("pixel", [0, 1])
+def test_what_comes_again_after_its_removal_is_the_same_object_only_with_its_pixels(
+    tmp_path, clock, pixel
+):
+    config = node_config(tmp_path / "n", keep_originals_h=1)
+    station = station_at(config, clock)
+    received(station, [ct(0), ct(1)])
+    worked(station, clock)
+    before = {item.InstanceNumber: item for item in derived(station)}
+    station.deliveries.delivered("pacs", results(station), commitment=False)
+    clock.now += 7200
+    assert Cleaner(station).step() == 4
+    again = ct(0)
+    stored = np.frombuffer(again.PixelData, "<i2").copy()
+    stored[500] += pixel
+    again.PixelData = stored.tobytes()
+    again.compress(uid.RLELossless, generate_instance_uid=False)
+    received(station, [again, ct(1)])
+    worked(station, clock)
+    for item in derived(station):
+        earlier = before[item.InstanceNumber]
+        assert item.SeriesInstanceUID == earlier.SeriesInstanceUID
+        other = item.PixelData != earlier.PixelData
+        assert other == (pixel == 1 and item.InstanceNumber == 1)
+        assert (item.SOPInstanceUID != earlier.SOPInstanceUID) == other
+    assert len(results(station)) == 2
+    station.close()
+
+
+def test_late_slices_join_results_of_before_pixels_decided(tmp_path, clock, monkeypatch):
+    """An update in the middle of a series: what the journal names stays as it is."""
+    station = station_at(node_config(tmp_path / "n"), clock)
+    received(station, [ct(0), ct(1)])
+
+    def of_before(self, index):
+        sources = [f"{frame.sop_uid}/{frame.index}" for frame in self.sources(index or 0)[:1]]
+        return derived_uid("image", self._series_uid, self._text, *sources)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recipe, "_sop_uid", of_before)
+        patch.setattr(Recipe, "uids", lambda self, index: {})
+        patch.setattr(Recipe, "sop_uid", of_before)
+        worked(station, clock)
+    before = results(station)
+    assert len(before) == 2
+    received(station, [ct(2)])
+    worked(station, clock)
+    after = results(station)
+    assert {name: after[name] for name in before} == before
+    assert len(after) == 3
+    assert len({item.SeriesInstanceUID for item in derived(station)}) == 1
     station.close()
 
 

@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -35,16 +35,16 @@ def new_files(*paths: Path) -> Iterator[tuple[Path, ...]]:
 
 
 @contextmanager
-def new_folder(path: Path, flushed: Collection[Path] = ()) -> Iterator[Path]:
+def new_folder(path: Path) -> Iterator[Path]:
     """Like `new_file` for a folder, which exists and is empty at the start.
 
     An empty folder of that name may be there already: it is filled, or stays empty on a failure.
-    flushed: files in it that the writer gave to `flush` when they were whole, so that the disk
-    works while the next ones are computed; it is looked at when the folder is done.
+    A writer of many files gives each to `flush` when it is whole, so that the disk works while the
+    next ones are computed, and little is left for the end.
     """
     empty = _is_empty_folder(path)
     path = path.resolve() if empty else path
-    with _appearing((path,), flushed, fills=empty) as (temporary,):
+    with _appearing((path,), fills=empty) as (temporary,):
         temporary.mkdir()
         yield temporary
         if empty:
@@ -52,9 +52,7 @@ def new_folder(path: Path, flushed: Collection[Path] = ()) -> Iterator[Path]:
 
 
 @contextmanager
-def _appearing(
-    paths: Sequence[Path], flushed: Collection[Path] = (), *, fills: bool = False
-) -> Iterator[tuple[Path, ...]]:
+def _appearing(paths: Sequence[Path], *, fills: bool = False) -> Iterator[tuple[Path, ...]]:
     """fills: the one path is an empty folder that is there already."""
     _refuse_existing(paths, fills)
     made_parents = [parent for parent in {path.parent for path in paths} if _make(parent)]
@@ -64,7 +62,7 @@ def _appearing(
     try:
         yield temporaries
         for temporary in temporaries:
-            _flush_all(temporary, flushed)
+            _flush_all(temporary)
         _refuse_existing(paths, fills)
         for temporary, path in zip(temporaries, paths, strict=True):
             if fills and os.name == "nt":
@@ -119,7 +117,7 @@ def flush(file: Path) -> None:
         os.fsync(handle.fileno())
 
 
-def _flush_all(path: Path, flushed: Collection[Path]) -> None:
+def _flush_all(path: Path) -> None:
     """Onto the disk before the rename: a power cut must not leave an empty file under its name."""
     if not path.is_dir():
         flush(path)
@@ -127,7 +125,7 @@ def _flush_all(path: Path, flushed: Collection[Path]) -> None:
     for item in path.rglob("*"):
         if item.is_dir():
             _flush_folder(item)
-        elif item.is_file() and item not in flushed:
+        elif item.is_file():
             flush(item)
     _flush_folder(path)
 

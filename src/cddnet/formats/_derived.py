@@ -5,10 +5,10 @@ One slice is in memory at a time; the output appears whole or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from pydicom import Dataset, dcmwrite
@@ -51,22 +51,36 @@ def write_derived(volume: CTVolume, path: Path, *, one_file: bool) -> None:
         )
     with quiet():
         require_identity(headers.frames)
-        recipe = Recipe(volume.derivation, headers)
-        first_uid = headers.frames[0].sop_uid
-    if recipe.sop_uid(0) == first_uid:
-        raise FormatError(
-            f"{path}: the derived image has the UID of its source and would replace it; start "
-            "from the original series."
-        )
-    flushed: set[Path] = set()
-    with new_file(path) if one_file else new_folder(path, flushed) as target:
+        recipe = Recipe(volume.derivation, headers, streamed=True)
+    with new_file(path) if one_file else new_folder(path) as target:
         count = 1 if headers.enhanced else len(headers.frames)
         digits = max(4, len(str(count)))
         names = [target / f"{number:0{digits}}.dcm" for number in range(1, count + 1)]
-        for file in _written(volume, headers, recipe, [target] if one_file else names):
-            # Here, while the network is at the next slices; all at the end would be waited for.
-            flush(file)
-            flushed.add(file)
+        written: list[_Written] = []
+        for item in _written(volume, headers, recipe, [target] if one_file else names):
+            written.append(item)
+            if count > 1:
+                # Here, while the network is at the next slices; all at the end would be waited for.
+                flush(item.file)
+        for index, item in enumerate(written):
+            _put_uids(item, recipe.uids(None if headers.enhanced else index))
+
+
+class _Written(NamedTuple):
+    """A derived file, and how long it is up to its pixels."""
+
+    file: Path
+    header_bytes: int
+
+
+def _put_uids(written: _Written, uids: Mapping[str, str]) -> None:
+    """Put UIDs in the place of their stand-ins, which are as long."""
+    with written.file.open("rb+") as file:
+        header = file.read(written.header_bytes)
+        for stand_in, uid in uids.items():
+            header = header.replace(stand_in.encode(), uid.encode())
+        file.seek(0)
+        file.write(header)
 
 
 def source_of(volume: CTVolume, path: Path) -> DicomHeaders:
@@ -92,16 +106,14 @@ def source_of(volume: CTVolume, path: Path) -> DicomHeaders:
 
 def _written(
     volume: CTVolume, headers: DicomHeaders, recipe: Recipe, files: list[Path]
-) -> Iterator[Path]:
-    """Each file when it is whole."""
+) -> Iterator[_Written]:
+    """Each file when it is whole but for its UIDs."""
     if headers.enhanced:
-        _write_enhanced(volume, headers, recipe, files[0])
-        yield files[0]
+        yield _write_enhanced(volume, headers, recipe, files[0])
         return
     slices = zip(files, volume.slices(), strict=True)
     for index, (file, hu) in enumerate(slices):
-        _write_classic(headers, recipe, (index, hu), file)
-        yield file
+        yield _write_classic(headers, recipe, (index, hu), file)
 
 
 @contextmanager
@@ -120,7 +132,7 @@ def damage_named(name: str) -> Iterator[None]:
 
 def _write_classic(
     headers: DicomHeaders, recipe: Recipe, result: tuple[int, SliceHU], file: Path
-) -> None:
+) -> _Written:
     index, hu = result
     frame = headers.frames[index]
     stored = derived_stored(frame, headers.read_stored(index), hu)
@@ -137,11 +149,15 @@ def _write_classic(
         ]
         set_pixel_extremes(header, stored)
         pixels = _little_endian(stored)
-        header.add_new("PixelData", "OW", pixels + b"\x00" * (len(pixels) % 2))
+        pixels += b"\x00" * (len(pixels) % 2)
+        header.add_new("PixelData", "OW", pixels)
         save_dicom(header, file, recipe)
+    return _Written(file, file.stat().st_size - len(pixels))
 
 
-def _write_enhanced(volume: CTVolume, headers: DicomHeaders, recipe: Recipe, file: Path) -> None:
+def _write_enhanced(
+    volume: CTVolume, headers: DicomHeaders, recipe: Recipe, file: Path
+) -> _Written:
     with quiet(), damage_named(headers.frames[0].name):
         header = _enhanced_header(headers, recipe)
         source = headers.frames[0].header
@@ -153,10 +169,12 @@ def _write_enhanced(volume: CTVolume, headers: DicomHeaders, recipe: Recipe, fil
                 "ask for the source as one file per slice."
             )
         save_dicom(header, file, recipe)
+    header_bytes = file.stat().st_size
     with file.open("ab") as output:
         output.write(b"\xe0\x7f\x10\x00OW\x00\x00" + padded.to_bytes(4, "little"))
         _append_frames(volume, headers, output)
         output.write(b"\x00" * (padded - length))
+    return _Written(file, header_bytes)
 
 
 def _append_frames(volume: CTVolume, headers: DicomHeaders, output: BinaryIO) -> None:
@@ -169,7 +187,7 @@ def _enhanced_header(headers: DicomHeaders, recipe: Recipe) -> Dataset:
     """Header of the derived Enhanced CT; its frames come in slice order."""
     source = headers.frames[0].header
     header = derived_header(source, recipe)
-    header.SOPInstanceUID = recipe.sop_uid(0)
+    header.SOPInstanceUID = recipe.sop_uid(None)
     # The only value 2 that Enhanced CT has (PS3.3 C.8.16.1.2).
     header.ImageType[1] = "PRIMARY"
     description = header.DerivationDescription

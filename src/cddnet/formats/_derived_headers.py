@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import copy
 import json
+import secrets
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
+from functools import cached_property
+from itertools import count
 
 from pydicom import Dataset, uid
 from pydicom.dataset import FileMetaDataset
@@ -27,8 +30,13 @@ from cddnet.formats._dicom_text import shortened, text_bytes, vr_of
 from cddnet.formats._dicom_values import image_type
 from cddnet.volume import Derivation
 
-# Names of ours in derived UIDs; a change would make every re-sent object a new one.
+# Names of ours in UIDs; a change would make every re-sent object a new one.
 NAMESPACE = uuid.UUID("59c760d9-9664-4bee-bc1e-08c6cb2d09f6")
+# Version 2: pixels decide too. Series that may grow are named as in version 1, so that slices that
+# come after an update join those of before.
+PIXELS_NAMESPACE = uuid.uuid5(NAMESPACE, "version 2")
+# Of the number in a UID of pixels, so that one can take the place of another in a file.
+DIGITS = 39
 IMPLEMENTATION_UID = "2.25.107606179735323703433431287355604356581"
 MANUFACTURER = "cddnet"
 RESEARCH_MARK = "research"
@@ -69,39 +77,75 @@ LOSSY_METHODS = {
 
 
 class Recipe:
-    """What was done to a series, as the headers of every derived slice need it."""
+    """What was done to a series, as the headers of every derived slice need it.
 
-    def __init__(self, steps: Sequence[Derivation], headers: DicomHeaders) -> None:
+    UIDs of derived objects follow from the UIDs and pixels of all source slices used, in order, and
+    from what was done. That of the series follows from all its slices; where it may still get
+    some, from the source's series instead.
+    """
+
+    def __init__(
+        self, steps: Sequence[Derivation], headers: DicomHeaders, *, streamed: bool = False
+    ) -> None:
+        """streamed: slices are decoded while they are written. Until the end, stand-ins are in the
+        place of UIDs, which `uids` then tells.
+        """
         self.steps = tuple(steps)
+        self._headers = headers
+        self._stand_ins = (_any_uid(), _any_uid()) if streamed else None
         self.frames = headers.frames
         self.created = _created(self.steps, _timezone(headers.frames[0].header))
         self.neighbours = sum(step.neighbours for step in self.steps)
         self._text = json.dumps([_deciding(step) for step in self.steps], sort_keys=True)
         self._grows = self.steps[-1].grows
+
+    @property
+    def series_uid(self) -> str:
+        """UID of the derived series, or its stand-in."""
+        if self._stand_ins is None or self._grows:
+            return self._series_uid
+        return self._stand_ins[0]
+
+    def sop_uid(self, index: int | None) -> str:
+        """UID of derived slice `index`, or of the object that holds them all; or its stand-in."""
+        return self._stand_ins[1] if self._stand_ins else self._sop_uid(index)
+
+    def uids(self, index: int | None) -> dict[str, str]:
+        """Stand-in -> UID, for the file of `sop_uid(index)`, once all slices were decoded."""
+        made = self._series_uid, self._sop_uid(index)
+        return dict(zip(self._stand_ins or made, made, strict=True))
+
+    @cached_property
+    def _series_uid(self) -> str:
         if self._grows:
-            source = headers.frames[0].header
+            source = self.frames[0].header
             parts = (str(source.StudyInstanceUID), str(source.SeriesInstanceUID))
-            self.series_uid = derived_uid("growing series", self._text, *parts)
+            return derived_uid("growing series", self._text, *parts)
+        return _pixels_uid("series", self._text, *map(self._used, range(len(self.frames))))
+
+    def _sop_uid(self, index: int | None) -> str:
+        """The series enters too: the same slice derived alone and within its series is two objects.
+
+        Where the series grows, a neighbour that came late must not make a slice another object.
+        """
+        if index is None:
+            used = list(range(len(self.frames)))
         else:
-            sources = [f"{frame.sop_uid}/{frame.index}" for frame in self.frames]
-            self.series_uid = derived_uid("series", self._text, *sorted(sources))
+            used = self._places(index)[:1] if self._grows else self._places(index)
+        return _pixels_uid("image", self._series_uid, self._text, *map(self._used, used))
+
+    def _used(self, index: int) -> str:
+        frame = self.frames[index]
+        return f"{frame.sop_uid}/{frame.index}/{self._headers.digest(index)}"
 
     def sources(self, index: int) -> tuple[Frame, ...]:
         """The source slices that slice `index` was made from, its own first."""
-        first = max(0, index - self.neighbours)
-        around = self.frames[first : index + self.neighbours + 1]
-        own = self.frames[index]
-        return (own, *(frame for frame in around if frame is not own))
+        return tuple(self.frames[place] for place in self._places(index))
 
-    def sop_uid(self, index: int) -> str:
-        """UID of derived slice `index`.
-
-        The series enters too: the same slice derived alone and within its series is two objects.
-        Where the series grows, a neighbour that came late must not make a slice another object.
-        """
-        sources = self.sources(index)[:1] if self._grows else self.sources(index)
-        used = [f"{frame.sop_uid}/{frame.index}" for frame in sources]
-        return derived_uid("image", self.series_uid, self._text, *used)
+    def _places(self, index: int) -> list[int]:
+        first, end = max(0, index - self.neighbours), index + self.neighbours + 1
+        around = range(first, min(end, len(self.frames)))
+        return [index, *(place for place in around if place != index)]
 
     def series_number(self) -> int:
         """Source's number + 9000 + a multiple of 10000 that tells recipes apart."""
@@ -130,6 +174,20 @@ def _deciding(step: Derivation) -> dict[str, object]:
 def derived_uid(*parts: str) -> str:
     """A UID that is the same for the same parts, at most 44 characters (PS3.5 B.2)."""
     return f"2.25.{uuid.uuid5(NAMESPACE, json.dumps(parts)).int}"
+
+
+def _pixels_uid(*parts: str) -> str:
+    """As `derived_uid`, of always 44 characters."""
+    for attempt in count():
+        number = uuid.uuid5(PIXELS_NAMESPACE, json.dumps([*parts, attempt])).int
+        if number >= 10 ** (DIGITS - 1):
+            return f"2.25.{number}"
+    raise AssertionError
+
+
+def _any_uid() -> str:
+    """A UID that nothing else has, as long as one of pixels."""
+    return f"2.25.{10 ** (DIGITS - 1) + secrets.randbelow(10 ** (DIGITS - 1))}"
 
 
 def require_identity(frames: Sequence[Frame]) -> None:

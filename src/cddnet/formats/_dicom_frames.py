@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -137,6 +138,16 @@ class Frame:
         low, high = self.padding
         return np.asarray((stored >= low) & (stored <= high), dtype=np.bool_)
 
+    def digest(self, stored: Stored) -> str:
+        """SHA-256 of this slice's stored values (H, W) and of what turns them into HU.
+
+        It is the same in every transfer syntax that keeps the values.
+        """
+        meaning = repr((stored.shape, self.slope, self.intercept, self.padding))
+        digest = hashlib.sha256(meaning.encode())
+        digest.update(np.ascontiguousarray(stored, "<i4").data)
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DicomHeaders:
@@ -144,10 +155,12 @@ class DicomHeaders:
 
     frames: path, frame index, pixel-less header and values scale of each slice.
     enhanced: whether all frames lie in one Enhanced CT file.
+    digests: of the slices that were decoded so far, by their index.
     """
 
     frames: tuple[Frame, ...] = field(repr=False)
     enhanced: bool
+    digests: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def may_be_padded(self) -> bool:
@@ -157,7 +170,16 @@ class DicomHeaders:
     def read_stored(self, index: int) -> Stored:
         """Stored values (H, W) of slice `index`."""
         frame = self.frames[index]
-        return read_stored(frame.path, frame.index)
+        stored = read_stored(frame.path, frame.index)
+        if index not in self.digests:
+            self.digests[index] = frame.digest(stored)
+        return stored
+
+    def digest(self, index: int) -> str:
+        """Digest of slice `index`, which is decoded for it only if it never was before."""
+        if index not in self.digests:
+            self.read_stored(index)
+        return self.digests[index]
 
     def read_hu(self, index: int) -> SliceHU:
         """Slice `index` (H, W) in HU."""

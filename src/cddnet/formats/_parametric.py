@@ -224,7 +224,7 @@ def _header(headers: DicomHeaders, recipe: Recipe, quantity: Quantity) -> Datase
     _keep_only(header)
     version = recipe.steps[-1].version
     header.SOPClassUID = uid.ParametricMapStorage
-    header.SOPInstanceUID = recipe.sop_uid(0)
+    header.SOPInstanceUID = recipe.sop_uid(None)
     header.InstanceNumber = 1
     if not header.get("FrameOfReferenceUID"):
         # Coordinates need a space; one that is named after the source series is shared by its maps.

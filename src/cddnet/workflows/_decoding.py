@@ -38,7 +38,12 @@ def decoded_once(volume: CTVolume) -> CTVolume:
     if not isinstance(headers, DicomHeaders):
         return volume
     padded = volume.read_padding is not None
-    once = _DecodedOnce(frames=headers.frames, enhanced=headers.enhanced, uses=2 + padded)
+    once = _DecodedOnce(
+        frames=headers.frames,
+        enhanced=headers.enhanced,
+        digests=headers.digests,
+        uses=2 + padded,
+    )
     return replace(
         volume,
         headers=once,
