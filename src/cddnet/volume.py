@@ -25,7 +25,7 @@ class Derivation:
     description: one ASCII sentence for people.
     parameters: everything that decides the pixels (model, weights hash, strength, engine,
         precision, series-level estimates, seed) as sorted (name, value) text pairs; derived UIDs
-        are a hash over it.
+        are a hash over it and the source's UIDs and pixels.
     version: of this package.
     weights_sha256: of the network, empty when none took part.
     neighbours: slices used on each side of the one derived.
@@ -33,8 +33,8 @@ class Derivation:
     timeless: a seed decides the step, so that headers never say when it ran.
     created: when this was first done, with a time zone, for the headers; None: they do not say,
         and the same input gives the same bytes.
-    grows: the series may still get slices: derived UIDs depend neither on which are there nor on
-        `created`, which must then be kept somewhere.
+    grows: the series may still get slices: derived UIDs depend neither on which others are there
+        nor on `created`, which must then be kept somewhere.
     """
 
     label: str
