@@ -31,20 +31,16 @@ CODES = [
 WRITTEN = ("scan.nii", "scan.nii.gz", "scan.mha", "scan.mhd", "scan.npz", "scan.tif")
 
 
-def stored(code, affine=AFFINE):
+def stored(code, affine=AFFINE, sides=SIDES):
     """Array and affine of one volume, stored with axes that run as `code` says."""
-    array = np.arange(np.prod(SIDES), dtype=np.float32).reshape(SIDES)
+    array = np.arange(np.prod(sides), dtype=np.float32).reshape(sides)
     # The unturned axes run as R, A and S do.
     turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(code))
-    return apply_orientation(array, turn), affine @ inv_ornt_aff(turn, SIDES)
+    return apply_orientation(array, turn), affine @ inv_ornt_aff(turn, sides)
 
 
-def save(path, code, affine=AFFINE, qform=1, sform=1):
-    array, affine = stored(code, affine)
-    image = nibabel.Nifti1Image(array, affine)
-    image.set_sform(affine, sform)
-    image.set_qform(affine, qform)
-    nibabel.save(image, path)
+def save(path, code, affine=AFFINE, sides=SIDES):
+    nibabel.save(nibabel.Nifti1Image(*stored(code, affine, sides)), path)
     return path
 
 
@@ -201,17 +197,35 @@ def test_oblique_axes_keep_the_order_of_the_file_where_two_are_as_near(
     assert any(note.startswith("slices are") for note in volume.notes) is (plane == "oblique")
 
 
-@pytest.mark.parametrize(
-    ("code", "spacing_mm", "plane"),
-    [("RSA", (0.8, 3.0, 0.8), "coronal"), ("ASR", (2.0, 0.9, 0.9), "sagittal")],
-)
-def test_planes_that_were_reformatted_thick_are_kept(code, spacing_mm, plane, tmp_path):
-    """Axial slices would have pixels of 3 x 0.8 mm, the planes have square ones."""
-    volume = read_volume(save(tmp_path / "a.nii", code, np.diag([*spacing_mm, 1.0])))
+# Right to left, front to back, feet to head: sizes and spacing.
+REFORMATTED = [
+    ("RSA", (33, 32, 34), (0.8, 3.0, 0.8), "coronal"),
+    ("ASR", (32, 33, 34), (2.0, 0.9, 0.9), "sagittal"),
+    ("RSA", (33, 5, 34), (0.8, 0.8, 0.8), "coronal"),
+    ("SAL", (31, 32, 32), (1.0, 1.0, 1.0), "sagittal"),
+]
+
+
+@pytest.mark.parametrize(("code", "sides", "spacing_mm", "plane"), REFORMATTED)
+def test_planes_that_were_reformatted_thick_or_few_are_kept(
+    code, sides, spacing_mm, plane, tmp_path
+):
+    """Axial slices would have long pixels or hardly a row; the planes look like slices."""
+    path = save(tmp_path / "a.nii", code, np.diag([*spacing_mm, 1.0]), sides)
+    volume = read_volume(path)
     assert plane_of(volume.direction) == plane
     assert volume.notes == (f"slices are {plane}, and the networks were trained on axial ones",)
     with pytest.raises(GeometryError, match=f"slices are {plane}"):
         calibrated_geometry(volume)
+
+
+@pytest.mark.parametrize(("code", "sides", "spacing_mm", "plane"), REFORMATTED)
+def test_planes_of_an_axial_scan_are_not(code, sides, spacing_mm, plane, tmp_path):
+    """Thick or few axial slices, stored in the same orders."""
+    affine, sides = np.diag([0.8, 0.8, max(spacing_mm), 1.0]), (33, 35, min(sides))
+    volume = read_volume(save(tmp_path / "a.nii", code, affine, sides))
+    assert plane_of(volume.direction) == "axial"
+    assert volume.shape == (min(sides), 35, 33)
 
 
 @pytest.mark.parametrize("shape", [(7, 6), (7, 6, 1), (7, 6, 1, 1)])

@@ -1,5 +1,8 @@
 """Slices that are not axial: noted where only quality is at stake, refused where physics is."""
 
+from dataclasses import replace
+from functools import partial
+
 import nibabel
 import numpy as np
 import pytest
@@ -179,6 +182,34 @@ def test_dose_and_depth_are_those_of_the_axial_planes(twins, tmp_path):
     depths = [np.load(tmp_path / f"depth-{path.name}" / "depth.npy") for path in twins]
     assert depths[0].shape == (6, 71, 83)
     np.testing.assert_array_equal(*depths)
+
+
+def test_a_training_set_takes_axial_slices_of_any_file(twins, tmp_path):
+    """The same pixels out of both orders; planes that were reformatted thick are left out."""
+    stored = []
+    for name, source in zip(("one", "other"), twins, strict=True):
+        folder = tmp_path / name
+        for patient in "abc":
+            (folder / patient).mkdir(parents=True)
+            volume = read_volume(source)
+            shifted = replace(volume, read_slice=partial(moved, volume, "abc".index(patient)))
+            write_volume(shifted, folder / patient / "scan.nii.gz")
+        thick = CTVolume.from_hu(
+            body((4, 71, 83)), (3.0, 0.9, 0.9), direction=((0, 1, 0), (0, 0, -1), (1, 0, 0))
+        )
+        (folder / "d").mkdir()
+        write_volume(thick, folder / "d" / "scan.nii.gz")
+        options = PrepareOptions(split=(0.4, 0.3, 0.3), patient_pattern="^([a-d])/")
+        result = prepare(folder, tmp_path / f"{name}-set", options, quiet)
+        assert dict(result.left_out) == {"unfit": 4}
+        files = sorted((tmp_path / f"{name}-set" / "slices").iterdir())
+        stored.append({np.load(file).tobytes() for file in files})
+    assert len(stored[0]) == 3
+    assert stored[0] == stored[1]
+
+
+def moved(volume, step, index):
+    return volume.read_slice(index) + step
 
 
 def test_pictures_are_of_axial_slices(twins, tmp_path):

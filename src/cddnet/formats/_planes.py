@@ -31,8 +31,10 @@ Value = TypeVar("Value")
 
 AS_STORED: Order = (0, 1, 2)
 _BLOCK_BYTES = 1 << 26
-# Slices whose pixels are longer than this are no slices that a scanner made.
+# Pixels are not longer than this over their width, and sides not shorter, in slices that a scanner
+# makes; reformatted planes cut the other way are.
 _LONGEST_PIXEL = 2.0
+_SHORTEST_SIDE = 32
 # Cosine between rows and columns: one degree, more than rounded direction cosines make.
 _LARGEST_SKEW = 0.0175
 # Difference of two cosines that is only rounding: axes at 45 degrees keep the order of the file.
@@ -51,7 +53,8 @@ def oriented(volume: CTVolume, path: Path) -> CTVolume:
     """A volume in the order of its file, with slices across the axis nearest to head and feet.
 
     Its notes say what is unusual about its planes and axes.  Planes stay as they are where the file
-    holds one alone, or where axial slices would have pixels more than twice as long as wide.
+    holds one alone, and where they are like slices but axial ones would have pixels more than twice
+    as long as wide or a side below 32 pixels.
     Raises GeometryError where pixels are no rectangles.
     """
     order = _axial_order(volume)
@@ -160,18 +163,18 @@ def _axial_order(volume: CTVolume) -> Order:
     steep = np.abs(np.asarray(volume.direction)[:, 2])
     through = int(np.argmax(steep > steep.max() - _TIE))
     one, other = (axis for axis in range(3) if axis != through)
-    spacing_mm = volume.spacing_mm
-    length = _length(spacing_mm[one], spacing_mm[other])
-    too_long = length > max(_LONGEST_PIXEL, _length(*spacing_mm[1:]))
-    if through == 0 or volume.shape[0] == 1 or too_long:
+    kept = _is_like_a_slice(volume, 1, 2) and not _is_like_a_slice(volume, one, other)
+    if through == 0 or volume.shape[0] == 1 or kept:
         return AS_STORED
     down = [abs(volume.direction[axis][1]) for axis in (one, other)]
     return (through, one, other) if down[0] >= down[1] else (through, other, one)
 
 
-def _length(one_mm: float, other_mm: float) -> float:
-    """Of a pixel, over its width."""
-    return max(one_mm, other_mm) / min(one_mm, other_mm)
+def _is_like_a_slice(volume: CTVolume, one: int, other: int) -> bool:
+    """Whether planes along two axes have the size and pixels of slices that a scanner makes."""
+    sides = volume.shape[one], volume.shape[other]
+    pixel_mm = volume.spacing_mm[one], volume.spacing_mm[other]
+    return min(sides) >= _SHORTEST_SIDE and max(pixel_mm) <= _LONGEST_PIXEL * min(pixel_mm)
 
 
 def _picked(values: Sequence[Value], order: Order) -> tuple[Value, Value, Value]:
