@@ -217,15 +217,15 @@ class _Planes:
             with self._room():
                 file = stack.enter_context(TemporaryFile(dir=self._folder))
             for first in range(0, depth, together):
-                read = range(first, min(first + together, depth))
-                cut = np.moveaxis(
-                    np.stack([volume.read_slice(index) for index in read]), through, 0
-                )
+                block = np.empty((min(together, depth - first), height, width), np.float32)
+                for place, plane in enumerate(block):
+                    plane[:] = volume.read_slice(first + place)
+                cut = np.moveaxis(block, through, 0)
                 start, length = 4 * first * cut.shape[2], 4 * depth * cut.shape[2]
                 with self._room():
                     for place, part in enumerate(cut):
                         file.seek(start + place * length)
-                        file.write(part.astype(np.float32).tobytes())
+                        file.write(part.tobytes())
             with self._room():
                 file.flush()
             finalize(self, stack.pop_all().close)
