@@ -210,6 +210,34 @@ def test_an_archive_is_denoised_and_the_originals_do_not_stay(kind, token, tmp_p
     assert FAMILY.encode() not in b"".join(f.read_bytes() for f in out.iterdir() if f.is_file())
 
 
+@pytest.mark.parametrize("kind", [dicom_archive, web_archive])
+@pytest.mark.parametrize("keyword", ["PatientID", "StudyInstanceUID", "SeriesInstanceUID"])
+@pytest.mark.parametrize("some", [True, False])
+def test_what_was_not_asked_for_is_refused_and_counted(
+    kind, keyword, some, token, tmp_path, monkeypatch
+):
+    """A patient, study or series that a query names, and images that are of another."""
+    asked, sent = f"{ROOT}.3.1", f"{ROOT}.99"
+    right = matches
+
+    def matched(image, identifier):
+        found = right(image, identifier)
+        named = found and identifier.get("SeriesInstanceUID") == asked
+        if named and (not some or int(image.InstanceNumber) == 2):
+            setattr(image, keyword, sent)
+        return found
+
+    monkeypatch.setitem(globals(), "matches", matched)
+    with kind() as address:
+        remote = parse_query(address, token_file=token).remote
+        with pytest.raises(QueryError, match=f"sent {1 if some else 3} images") as caught:
+            fetch(remote, f"{ROOT}.2.1", asked, tmp_path)
+    assert FAMILY not in str(caught.value)
+    assert ROOT not in str(caught.value)
+    left = [read_files([file]).series_uid for file in tmp_path.glob("*.dcm")]
+    assert left == ([asked] * 2 if some else [])
+
+
 def test_an_archive_that_fails_says_so_without_its_words(token, tmp_path):
     nowhere = f"dicom://PACS@127.0.0.1:{free_port()}"
     with pytest.raises(QueryError, match="did not answer"):

@@ -102,6 +102,17 @@ def test_what_is_wrong_is_said_where_it_is(tmp_path, path, value, told):
     assert told in str(caught.value)
 
 
+def test_outputs_of_one_recipe_are_refused_wherever_they_go(tmp_path):
+    destinations = dict.fromkeys(("one", "two"), FULL["destinations"]["pacs"])
+    outputs = [{"strength": 0.5, "destinations": [name]} for name in destinations]
+    rule = {"name": "r", "do": outputs}
+    values = LEAST | {"destinations": destinations, "rules": [rule]}
+    with pytest.raises(ConfigError, match="outputs 1 and 2 would be the same images"):
+        load(tmp_path, values)
+    apart = changed(values, ("rules", 0, "do", 1, "strength"), 0.75)
+    assert len(load(tmp_path, apart).rules[0].do) == 2
+
+
 def test_all_faults_are_told_at_once(tmp_path):
     wrong = changed(FULL, ("dicom_port",), -1)
     wrong = changed(wrong, ("rules", 0, "when"), {"kernl": "x", "station": "["})

@@ -28,7 +28,7 @@ SERIES_KEYS = (
 )
 TIMEOUT_S = 60.0
 SUCCESS, PENDING = 0x0000, (0xFF00, 0xFF01)
-OUT_OF_RESOURCES = 0xA700
+OUT_OF_RESOURCES, DOES_NOT_MATCH = 0xA700, 0xA900
 MOST_PORT = 65535
 
 
@@ -143,7 +143,10 @@ def find(query: Query) -> Iterator[tuple[str, str]]:
 
 
 def fetch(remote: Remote, study_uid: str, series_uid: str, folder: Path) -> tuple[Path, ...]:
-    """Files of a series, written into an empty folder under numbers.  Raises QueryError."""
+    """Files of a series, written into an empty folder under numbers.
+
+    Raises: QueryError, also where an image is of another patient, study or series than asked for.
+    """
     from cddnet.node.archive.web import fetch_web
 
     take = fetch_web if remote.kind == "dicomweb" else _fetch_dicom
@@ -151,6 +154,46 @@ def fetch(remote: Remote, study_uid: str, series_uid: str, folder: Path) -> tupl
     if not files:
         raise QueryError("the archive sent no image of this series; it may have been deleted.")
     return files
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What images must say of themselves. patient_id: None where the archive does not tell it."""
+
+    study_uid: str
+    series_uid: str
+    patient_id: str | None
+
+    def admits(self, file: Path) -> bool:
+        """Whether a file is of this series, study and patient."""
+        from pydicom import dcmread
+
+        try:
+            header = dcmread(
+                file,
+                stop_before_pixels=True,
+                specific_tags=["StudyInstanceUID", "SeriesInstanceUID", "PatientID"],
+            )
+            found = [
+                str(header.get(keyword) or "").strip()
+                for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "PatientID")
+            ]
+        except OSError:
+            raise
+        except Exception:
+            return False
+        patient = found[2] if self.patient_id is None else self.patient_id.strip()
+        return found == [self.study_uid, self.series_uid, patient]
+
+
+def require_none(foreign: int) -> None:
+    """Raises QueryError where images came that were not asked for."""
+    if foreign:
+        raise QueryError(
+            f"the archive sent {foreign} images of another patient, study or series, or that do "
+            "not say of which; they were refused, and nothing is made of the rest. Look at the "
+            "archive."
+        )
 
 
 def needed(library: str) -> CddnetError:
@@ -217,6 +260,9 @@ def _fetch_dicom(remote: Remote, study_uid: str, series_uid: str, folder: Path) 
         EnhancedCTImageStorage,
     )
     from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+        StudyRootQueryRetrieveInformationModelFind as Find,
+    )
+    from pynetdicom.sop_class import (  # type: ignore[attr-defined]
         StudyRootQueryRetrieveInformationModelGet as Model,
     )
 
@@ -224,32 +270,62 @@ def _fetch_dicom(remote: Remote, study_uid: str, series_uid: str, folder: Path) 
 
     kinds = (CTImageStorage, EnhancedCTImageStorage)
     files: list[Path] = []
+    foreign = 0
+    wanted: Asked | None = None
 
     def store(event: Any) -> int:  # noqa: ANN401
+        nonlocal foreign
         file = folder / f"{len(files) + 1:05d}.dcm"
         try:
             file.write_bytes(event.encoded_dataset())
+            if wanted is None or not wanted.admits(file):
+                file.unlink()
+                foreign += 1
+                return DOES_NOT_MATCH
         except OSError:
             return OUT_OF_RESOURCES
         files.append(file)
         return SUCCESS
 
-    contexts = [build_context(Model), *(build_context(kind, list(SYNTAXES)) for kind in kinds)]
+    contexts = [
+        *(build_context(model) for model in (Find, Model)),
+        *(build_context(kind, list(SYNTAXES)) for kind in kinds),
+    ]
     roles = [build_role(kind, scp_role=True) for kind in kinds]
     handlers = [(evt.EVT_C_STORE, store)]
     asked = _identifier(
         QueryRetrieveLevel="SERIES", StudyInstanceUID=study_uid, SeriesInstanceUID=series_uid
     )
     with _associated(remote, contexts, ext_neg=roles, evt_handlers=handlers) as association:
+        wanted = Asked(
+            study_uid=study_uid,
+            series_uid=series_uid,
+            patient_id=_patient(association.send_c_find, study_uid, Find),
+        )
         for status, _ in association.send_c_get(asked, Model):
             code = _status(status)
             failed = int(status.get("NumberOfFailedSuboperations") or 0)
-            if code not in (*PENDING, SUCCESS) or failed:
+            if code not in PENDING:
+                require_none(foreign)
+            # What was refused is counted among the failed ones too.
+            if code not in (*PENDING, SUCCESS) or failed > foreign:
                 raise QueryError(
                     f"the archive ended with status {code:04X}, {len(files)} images came and "
                     f"{failed} failed."
                 )
+    require_none(foreign)
     return tuple(files)
+
+
+def _patient(send_c_find: Any, study_uid: str, model: Any) -> str | None:  # noqa: ANN401
+    """PatientID of a study, None where the archive does not tell one."""
+    asked = _identifier(QueryRetrieveLevel="STUDY", StudyInstanceUID=study_uid, PatientID="")
+    patient: str | None = None
+    for status, answer in send_c_find(asked, model):
+        told = _status(status) in PENDING and answer is not None
+        if told and str(answer.get("StudyInstanceUID") or study_uid) == study_uid:
+            patient = str(answer.get("PatientID") or "") or patient
+    return patient
 
 
 def _identifier(**keys: str) -> Dataset:

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from cddnet.errors import CddnetError
-from cddnet.node.archive.query import TIMEOUT_S, Query, QueryError, Remote, needed
+from cddnet.node.archive.query import (
+    TIMEOUT_S,
+    Asked,
+    Query,
+    QueryError,
+    Remote,
+    needed,
+    require_none,
+)
 
 PAGE = 200
 
@@ -94,12 +102,30 @@ def _pages(page: Any, tag: str) -> Iterator[str]:  # noqa: ANN401
 def fetch_web(remote: Remote, study_uid: str, series_uid: str, folder: Path) -> tuple[Path, ...]:
     """Files of a series, in the syntax in which the archive holds it."""
     files = []
+    foreign = 0
     with _web(remote) as client:
+        wanted = Asked(
+            study_uid=study_uid, series_uid=series_uid, patient_id=_patient(client, study_uid)
+        )
         images = client.iter_series(
             study_uid, series_uid, media_types=(("application/dicom", "*"),)
         )
         for number, image in enumerate(images, 1):
             file = folder / f"{number:05d}.dcm"
             image.save_as(file, enforce_file_format=True)
-            files.append(file)
+            if wanted.admits(file):
+                files.append(file)
+            else:
+                file.unlink()
+                foreign += 1
+    require_none(foreign)
     return tuple(files)
+
+
+def _patient(client: Any, study_uid: str) -> str | None:  # noqa: ANN401
+    """PatientID of a study, None where the archive does not tell one."""
+    for study in client.search_for_studies(search_filters={"StudyInstanceUID": study_uid}):
+        if study.get("0020000D", {}).get("Value", [study_uid])[0] == study_uid:
+            for patient in study.get("00100020", {}).get("Value", ()):
+                return str(patient or "") or None
+    return None

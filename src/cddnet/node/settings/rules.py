@@ -111,6 +111,22 @@ class Rule(Part):
             raise ValueError("expected a list of outputs, or the word ignore")
         return value
 
+    @field_validator("do")
+    @classmethod
+    def _apart(cls, outputs: tuple[Output, ...]) -> tuple[Output, ...]:
+        """Objects of one recipe have one UID, and so only one place to be."""
+        recipes = [
+            output.model_copy(update={"destinations": (), "force": False}) for output in outputs
+        ]
+        for place, recipe in enumerate(recipes):
+            if recipe in recipes[:place]:
+                first = recipes.index(recipe) + 1
+                raise ValueError(
+                    f"outputs {first} and {place + 1} would be the same images; name the "
+                    "destinations of both in one"
+                )
+        return outputs
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts(HeaderFacts):
