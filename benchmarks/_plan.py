@@ -21,7 +21,6 @@ class PlannedRow(BaseModel, frozen=True, extra="forbid"):
     slices_per_step: int = Field(gt=0)
     crops_per_slice: int = Field(gt=0)
     core_seconds: float = Field(gt=0, description="processor time of a crop, noise included")
-    set: dict[str, Any] = Field({}, description="keys of the recipe, of this row")
 
     @property
     def core_hours(self) -> float:
@@ -36,9 +35,10 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
     set: dict[str, Any] = Field({}, description="keys of every recipe, in place of its own")
     rows: dict[str, PlannedRow]
 
-    def overrides(self, name: str) -> tuple[str, ...]:
-        """Of a row's recipe, in the form of `cddnet train --set`."""
-        return tuple(_flat(self.set)) + tuple(_flat(self.rows[name].set))
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """Of every recipe, in the form of `cddnet train --set`."""
+        return tuple(_flat(self.set))
 
 
 def read(path: Path) -> Plan:

@@ -166,7 +166,7 @@ def planned(rows: Sequence[Row], plan: Plan) -> list[Row]:
         raise CddnetError(f"rows and plan differ in {', '.join(unknown)}; give both the same rows.")
     own = [
         trained[name]._replace(
-            overrides=(*trained[name].overrides, *plan.overrides(name)),
+            overrides=(*trained[name].overrides, *plan.overrides),
             budget=Budget(
                 crops=row.crops,
                 crop=row.crop,
