@@ -1,9 +1,11 @@
 """Nothing lost: a node that is killed while callers send to it and its archive is often away.
 
     python benchmarks/node_torture.py --instances 5000 --series 40 --kills 50 --seed 1
+    python benchmarks/node_torture.py --instances 5000 --series 40 --kills 50 --trouble-every 10
 
-Ends with status 1 where an instance was lost, doubled, changed or is stuck. What is done and
-checked is told in tests/node/torture.py, which the tests run with a tenth of it.
+With the latter, at every tenth kill the journal is deleted or damaged, the disk is full, or the
+clock is put back. Ends with status 1 where an instance was lost, doubled, changed or is stuck. What
+is done and checked is told in tests/node/torture.py, which the tests run with a tenth of it.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ def main() -> int:
     parser.add_argument("--senders", type=int, default=4)
     parser.add_argument("--real", action="store_true", help="the shipped network, not a shift")
     parser.add_argument("--commitment", action="store_true", help="ask for storage commitment")
+    parser.add_argument("--trouble-every", type=int, default=0, help="kills; 0: kills alone")
+    parser.add_argument("--full-s", type=float, default=30.0, help="how long the disk is full")
+    parser.add_argument("--tmpfs-mb", type=int, default=0, help="a real small disk; needs root")
     parser.add_argument("--longest-s", type=float, default=3600.0)
     plan = Plan(**vars(parser.parse_args()))
     with tempfile.TemporaryDirectory() as folder:

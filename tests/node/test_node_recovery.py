@@ -20,9 +20,10 @@ from cddnet.node.receive.rebuild import rebuild
 from cddnet.node.receive.receiver import Receiver
 from cddnet.node.receive.unknown import enter_unknown
 from cddnet.node.station import Station, Surroundings
-from cddnet.node.store.database import JournalDamaged
+from cddnet.node.store.database import Database, JournalDamaged
 from cddnet.node.store.folder import JOURNAL, LOCK, MARKER, WAL
 from cddnet.node.store.images import DECISION
+from cddnet.node.store.journal import Journal
 from cddnet.node.store.origin import read_head
 from cddnet.node.store.schema import VERSION
 from cddnet.node.work.worker import Worker
@@ -447,6 +448,44 @@ def test_a_run_that_was_killed_lets_the_next_one_check_everything(tmp_path, cloc
     (config.folder / WAL).touch()
     with pytest.raises(JournalDamaged):
         Station(config)
+
+
+@pytest.mark.parametrize("place", ["recover", "files"])
+def test_a_start_that_fails_on_a_full_disk_is_no_damage_to_the_journal(
+    tmp_path, clock, monkeypatch, place
+):
+    """After a kill, and twice: the third start, with room, goes on where the first run was."""
+    config = node_config(tmp_path / "node")
+    killed(filled(config, clock))
+
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    for _ in range(2):
+        with monkeypatch.context() as patched:
+            patched.setattr(Journal, place, full)
+            with pytest.raises(CddnetError, match="make room"):
+                Station(config)
+    station, rebuilt = reopened(config, clock)
+    assert not rebuilt
+    assert station.journal.counts()["instances"] == 3
+    station.close()
+
+
+@pytest.mark.parametrize("fault", ["database or disk is full", "unable to open database file"])
+def test_what_stands_around_the_journal_is_not_taken_for_its_damage(
+    tmp_path, clock, monkeypatch, fault
+):
+    config = node_config(tmp_path / "node")
+    filled(config, clock).close()
+
+    def failing(*_):
+        raise sqlite3.OperationalError(fault)
+
+    monkeypatch.setattr(Database, "_prepare", failing)
+    with pytest.raises(CddnetError, match="cannot be opened") as caught:
+        Station(config)
+    assert not isinstance(caught.value, JournalDamaged)
 
 
 def test_the_command_rebuilds_and_says_what_came_of_it(tmp_path, clock):

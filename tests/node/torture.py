@@ -4,6 +4,11 @@ Senders, node and archive are processes of their own. Kills are bound to how far
 fall into the start after a kill, so that a seed means the same on a slow machine. The archive notes
 every object before it says that it has it, and is itself killed.
 
+With every so-manyth kill one of five things happens besides: the journal is deleted, its write-
+ahead log is deleted, its last 4 kB are cut, the disk is full for a while, or the clock is put
+back. Where the node then stops for damage, `cddnet node rebuild` is run, as a person would; a
+series that it set aside because it had been under way at three kills is retried.
+
 Above 300 lines: senders, node, archive and count are one experiment.
 """
 
@@ -32,19 +37,26 @@ SIDE = 64
 SHARE_OF_KILLS_AT_START = 0.25
 AGAIN, ABORT = 0.05, 0.01
 UP_S, DOWN_S = (1.0, 5.0), (0.5, 2.5)
+DAMAGED, NO_START = 3, 4
+BACK_S = 120
+CUT_BYTES = 4096
+REBUILD = "from cddnet.cli import main; main()"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is done. real: the shipped network instead of a shift by a known value."""
+    """What is done."""
 
     seed: int
     instances: int
     series: int
     kills: int
     senders: int = 4
-    real: bool = False
+    real: bool = False  # the shipped network instead of a shift by a known value
     commitment: bool = False
+    trouble_every: int = 0  # kills; 0: kills alone
+    full_s: float = 30.0  # how long the disk is full
+    tmpfs_mb: int = 0  # a real disk of this size, for root alone; 0: full by what stands for it
     longest_s: float = 900.0
 
 
@@ -57,6 +69,10 @@ class Seen:
     stored: int = 0
     sent_again: int = 0
     kills: int = 0
+    troubles: Counter = field(default_factory=Counter)
+    rebuilds: int = 0
+    starts_on_a_full_disk: int = 0
+    retried: int = 0
     archive_kills: int = 0
     archive_down: float = 0.0
     seconds: float = 0.0
@@ -67,7 +83,9 @@ class Seen:
         return (
             f"{self.accepted} accepted, {self.objects} objects in the archive, stored "
             f"{self.stored} times, sent again by callers {self.sent_again}; node killed "
-            f"{self.kills} times, archive {self.archive_kills} times and down "
+            f"{self.kills} times, besides {dict(self.troubles)}, journal rebuilt {self.rebuilds} "
+            f"times, {self.starts_on_a_full_disk} starts failed on a full disk, {self.retried} "
+            f"series retried; archive killed {self.archive_kills} times and down "
             f"{self.archive_down:.0%} of the time; {self.seconds:.0f} s; wrong: {self.wrong}"
         )
 
@@ -112,6 +130,7 @@ def run_sender(plan, folder, config, number):
                 with suppress(RuntimeError):
                     status = link.send_c_store(data)
                 if status is None or getattr(status, "Status", None) != 0:
+                    time.sleep(0.05)
                     break
                 accepted.add(str(data.SOPInstanceUID))
                 own.pop()
@@ -145,9 +164,110 @@ def run_archive(folder, port):
 
 def run_node(config, *, real):
     """The node as `cddnet node` runs it, with the quick denoiser unless `real`."""
-    from cddnet.node.service import Node
+    from cddnet.errors import CddnetError
+    from cddnet.node.service import Node, serve
+    from cddnet.node.store.database import JournalDamaged
 
-    Node(config, **({} if real else {"denoise": shifted})).run_forever()
+    try:
+        serve(Node(config, **({} if real else {"denoise": shifted})))
+    except JournalDamaged as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(DAMAGED)
+    except CddnetError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(NO_START)
+
+
+class Disk:
+    """The disk of the node's folder, which can be full for a while."""
+
+    def __init__(self, folder, trouble, megabytes):
+        self.folder, self.trouble, self.real = folder, trouble, megabytes > 0
+        self.full_until, self.was_full = None, False
+        folder.mkdir(mode=0o700)
+        if self.real:
+            size = f"size={megabytes}m,mode=700"
+            subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", folder], check=True)
+
+    def fill(self, seconds):
+        self.full_until, self.was_full = time.monotonic() + seconds, True
+        (self.trouble / "full").touch()
+        if self.real:
+            (self.trouble / "full").unlink()
+            with suppress(OSError), (self.folder / ".filler").open("wb", buffering=0) as filler:
+                while True:
+                    filler.write(bytes(1 << 16))
+
+    def free(self):
+        self.full_until = None
+        (self.trouble / "full").unlink(missing_ok=True)
+        (self.folder / ".filler").unlink(missing_ok=True)
+
+    @property
+    def full(self):
+        return self.full_until is not None
+
+    def unmount(self):
+        if self.real:
+            subprocess.run(["umount", "-l", self.folder], check=False)
+
+
+class Troubles:
+    """What happens besides a kill, in an order of the seed; the node is down while it does."""
+
+    def __init__(self, plan, config, folder, disk):
+        self.plan, self.folder, self.disk, self.node = plan, folder, disk, config.folder
+        self.log, self.starts = config.log_file, 0
+        self.kinds = list(self.ACTS)
+        random.Random(f"{plan.seed} troubles").shuffle(self.kinds)
+        self.seen, self.back_s, self.damaged = Counter(), 0, False
+
+    def after(self, kills):
+        if self.started() > self.starts:
+            # It took the journal as it is: from now on it has no cause to stop.
+            self.damaged = False
+        every = self.plan.trouble_every
+        if not every or kills % every:
+            return
+        kind = self.kinds[sum(self.seen.values()) % len(self.kinds)]
+        self.disk.free()
+        self.ACTS[kind](self)
+        self.seen[kind] += 1
+        self.starts = self.started()
+
+    def started(self):
+        """How often the node came up so far, by its log."""
+        return self.log.read_text().count('"event": "started"') if self.log.exists() else 0
+
+    def journal_deleted(self):
+        (self.node / "journal.sqlite").unlink(missing_ok=True)
+        self.damaged = True
+
+    def log_deleted(self):
+        (self.node / "journal.sqlite-wal").unlink(missing_ok=True)
+        self.damaged = True
+
+    def journal_cut(self):
+        file = self.node / "journal.sqlite"
+        if file.exists():
+            os.truncate(file, max(0, file.stat().st_size - CUT_BYTES))
+        self.damaged = True
+
+    def disk_full(self):
+        self.disk.fill(self.plan.full_s)
+
+    def clock_back(self):
+        self.back_s += BACK_S
+        (self.folder / "clock.part").write_text(str(self.back_s))
+        (self.folder / "clock.part").replace(self.folder / "clock")
+
+    ACTS = {  # noqa: RUF012
+        "journal deleted": journal_deleted,
+        "its log deleted": log_deleted,
+        "its end cut": journal_cut,
+        "disk full": disk_full,
+        "clock put back": clock_back,
+    }
 
 
 class Lines:
@@ -191,12 +311,22 @@ class Torture:
         )
         (folder / "config").write_text(self.config.model_dump_json())
         (folder / "plan").write_text(json.dumps(vars(plan)))
+        (folder / "trouble").mkdir()
         self.down_s, self.running = 0.0, []
+        self.disk = Disk(self.config.folder, folder / "trouble", plan.tmpfs_mb)
+        self.troubles = Troubles(plan, self.config, folder / "trouble", self.disk)
 
     def start(self, *role):
         command = [sys.executable, __file__, str(self.folder), *map(str, role)]
+        environment = dict(os.environ)
+        if role[0] == "node":
+            here = str(Path(__file__).parent / "trouble")
+            path = os.pathsep.join(filter(None, (here, environment.get("PYTHONPATH"))))
+            trouble = str(self.folder / "trouble")
+            node = str(self.config.folder)
+            environment |= {"PYTHONPATH": path, "TROUBLE": trouble, "NODE": node}
         with (self.folder / f"output-{role[0]}").open("ab") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=output)
+            process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
         self.running.append(process)
         return process
 
@@ -204,6 +334,37 @@ class Torture:
         process.kill()
         process.wait()
         self.running.remove(process)
+
+    def kill_node(self, node):
+        """Kill it, let happen what happens besides, start it again."""
+        self.kill(node)
+        self.seen.kills += 1
+        self.troubles.after(self.seen.kills)
+        return self.start("node")
+
+    def started_again(self, node):
+        """A node that ended by itself, as a person or the system puts it right; None: wrongly."""
+        self.running.remove(node)
+        if node.returncode == NO_START and self.disk.was_full:
+            # The service manager tries again and again.
+            self.seen.starts_on_a_full_disk += 1
+            time.sleep(0.5)
+            return self.start("node")
+        if node.returncode == DAMAGED and self.troubles.damaged:
+            command = ["node", "rebuild", "--config", str(self.folder / "config")]
+            with (self.folder / "output-rebuild").open("ab") as output:
+                rebuilt = subprocess.run(
+                    [sys.executable, "-c", REBUILD, *command],
+                    stdout=output,
+                    stderr=output,
+                    check=False,
+                )
+            if rebuilt.returncode == 0:
+                self.troubles.damaged = False
+                self.seen.rebuilds += 1
+                return self.start("node")
+        self.seen.wrong.append(f"the node ended by itself: {node.returncode}")
+        return None
 
     def accepted(self):
         numbers = range(self.plan.senders)
@@ -216,12 +377,16 @@ class Torture:
         """Everything, to the end; returns what was seen."""
         started = time.monotonic()
         try:
-            self._run(started)
+            try:
+                self._run(started)
+            finally:
+                for process in list(self.running):
+                    self.kill(process)
+            self.seen.seconds = time.monotonic() - started
+            self.seen.troubles = self.troubles.seen
+            self._examine()
         finally:
-            for process in list(self.running):
-                self.kill(process)
-        self.seen.seconds = time.monotonic() - started
-        self._examine()
+            self.disk.unmount()
         return self.seen
 
     def _run(self, started):
@@ -236,22 +401,21 @@ class Torture:
             if now - started > plan.longest_s:
                 seen.wrong.append(f"not done after {plan.longest_s:g} s")
                 return
+            if self.disk.full and now > self.disk.full_until:
+                self.disk.free()
             if node.poll() is not None:
-                seen.wrong.append(f"the node ended by itself: {node.returncode}")
-                return
+                node = self.started_again(node)
+                if node is None:
+                    return
             accepted, stored = len(set(self.accepted())), self._arrived()
             if moments and (accepted + stored) / (2 * plan.instances) >= moments[0]:
                 moments.pop(0)
                 time.sleep(rng.uniform(0, 0.05))
-                self.kill(node)
-                seen.kills += 1
-                node = self.start("node")
+                node = self.kill_node(node)
                 if moments and rng.random() < SHARE_OF_KILLS_AT_START:
                     moments.pop(0)
                     time.sleep(rng.uniform(0.2, 2.0))
-                    self.kill(node)
-                    seen.kills += 1
-                    node = self.start("node")
+                    node = self.kill_node(node)
             if now >= turn_at:
                 if archive:
                     self.kill(archive)
@@ -264,14 +428,20 @@ class Torture:
                     self.down_s += time.monotonic() - down_from
                     turn_at = time.monotonic() + rng.uniform(*UP_S)
             over = all(item.poll() is not None for item in senders) and stored == plan.instances
-            if over and not moments:
+            if over and not moments and not self.disk.full:
                 break
             time.sleep(0.05)
         seen.archive_down = self.down_s / (time.monotonic() - started)
         if archive is None:
             archive = self.start("archive")
         seen.wrong += [f"a sender ended with {i.returncode}" for i in senders if i.returncode]
-        self._end(node)
+        while node is not None:
+            # What the last kill did besides may show only now.
+            time.sleep(3)
+            if node.poll() is None:
+                self._end(node)
+                return
+            node = self.started_again(node)
 
     def _arrived(self):
         return len({line.split()[1] for line in self.stored()})
@@ -288,16 +458,20 @@ class Torture:
 
     def _end(self, node):
         """Let the node send what it does not know to be there, and stop it in order."""
-        from cddnet.node.store.journal import Journal
+        from cddnet.node.store.journal import DIED, Journal
 
         journal = Journal(self.config.folder / "journal.sqlite")
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         states = Counter()
         while time.monotonic() < until:
-            states = Counter(row.state for row in journal.queue())
+            rows = journal.queue()
+            states = Counter(row.state for row in rows)
             if set(states) == {"done"}:
                 break
-            time.sleep(0.2)
+            for row in rows:
+                if row.state == "failed" and DIED in (row.error, *(o.error for o in row.outputs)):
+                    self.seen.retried += journal.retry(row.key)
+            time.sleep(0.5)
         journal.close()
         if states != {"done": self.plan.series}:
             self.seen.wrong.append(f"series end as {dict(states)}")
@@ -334,17 +508,20 @@ class Torture:
                 pixels = (stored_pixels(plan, *expected[source]) + shift).tobytes()
                 if hashlib.sha256(pixels).hexdigest() != objects[derived][0]:
                     wrong.append("an object has other pixels than its original")
-        self._examine_folder(set(objects))
+        # Of a run that was given up the folder may be in any state.
+        if not wrong:
+            self._examine_folder(set(objects))
 
     def _examine_folder(self, derived):
         from cddnet.node.station import Station
+        from cddnet.node.store.folder import JOURNAL_FILES
 
         wrong = self.seen.wrong
         there = {
             str(path.relative_to(self.config.folder)): path.stat().st_size
             for box in ("inbox", "outbox")
             for path in (self.config.folder / box).rglob("*")
-            if path.is_file()
+            if path.is_file() and path.name != "decision.json"
         }
         station = Station(self.config)
         try:
@@ -353,14 +530,21 @@ class Torture:
             rows = station.journal.database.rows("SELECT sop_uid FROM objects")
             if {row[0] for row in rows} != derived:
                 wrong.append("the journal knows other objects than the archive")
+            if station.images.aside() > len(JOURNAL_FILES) * self.seen.rebuilds:
+                wrong.append(f"{station.images.aside()} files were set aside")
             if {len(row.outputs) for row in station.journal.queue()} != {1}:
                 wrong.append("a series has not one output")
         finally:
             station.close()
         for line in (self.folder / "log").read_text().splitlines():
             self.seen.events[json.loads(line)["event"]] += 1
-        bad = {name: self.seen.events[name] for name in ("crashed", "failed", "series_refused")}
-        wrong += [f"{count} times {name}" for name, count in bad.items() if count]
+        # A full disk is told in these words; nothing else is.
+        bad = {"missing", "series_refused"}
+        if not self.seen.troubles["disk full"]:
+            bad |= {"crashed", "failed"}
+        wrong += [
+            f"{count} times {name}" for name, count in self.seen.events.items() if name in bad
+        ]
 
 
 def image_uid(series, index):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -11,6 +12,7 @@ from typing import NamedTuple, TextIO
 
 from pydantic import BaseModel
 
+from cddnet.errors import CddnetError
 from cddnet.node.settings.config import NodeConfig
 from cddnet.node.store.clock import SteadyClock
 from cddnet.node.store.database import Earlier, JournalDamaged
@@ -68,9 +70,28 @@ class Station:
         self._lock = Lock(folder)
         try:
             self._open(config, around, new_journal)
-        except BaseException:
+        except JournalDamaged:
+            # The lock goes on saying that the last run did not end in order: check all again.
             self._lock.drop()
             raise
+        except (OSError, sqlite3.OperationalError) as error:
+            self._abandon()
+            raise CddnetError(
+                f"{folder}: cannot be taken up ({error}); make room on the disk, or see that this "
+                "user may write there, and start again."
+            ) from error
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _abandon(self) -> None:
+        """Let go of a folder that could not be opened, though its journal could or may be whole."""
+        if hasattr(self, "journal"):
+            self.journal.close()
+        if not (self.config.folder / WAL).is_file():
+            # Closing it took the write-ahead log in, which is then not missing at the next start.
+            self._lock.journal_closes()
+        self._lock.drop()
 
     def _open(self, config: NodeConfig, around: Surroundings, new_journal: bool) -> None:
         self.config, folder = config, config.folder

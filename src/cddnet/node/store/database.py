@@ -68,6 +68,13 @@ class Database:
         self._connection.row_factory = sqlite3.Row
         try:
             self._prepare(earlier)
+        except sqlite3.OperationalError as error:
+            # Not its content but its surroundings: a full disk, missing rights.
+            self._connection.close()
+            raise CddnetError(
+                f"{path}: the journal cannot be opened ({error}); make room on the disk, or see "
+                "that this user may write there, and start again."
+            ) from error
         except (sqlite3.DatabaseError, UnicodeError) as error:
             self._connection.close()
             raise JournalDamaged(path, str(error)) from error
