@@ -127,9 +127,10 @@ def test_a_grid_that_is_folded_together_is_refused(tmp_path):
         read_volume(path)
 
 
-def test_a_grid_without_size_is_refused(tmp_path):
+@pytest.mark.parametrize("step", [0, np.inf, np.nan])
+def test_a_grid_without_size_is_refused(step, tmp_path):
     flat = AFFINE.copy()
-    flat[:3, 2] = 0
+    flat[:3, 2] = step
     image = nibabel.Nifti1Image(stored_array(), None)
     image.set_sform(flat, 1)
     nibabel.save(image, tmp_path / "scan.nii")

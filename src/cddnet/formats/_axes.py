@@ -110,7 +110,9 @@ def leaning(degrees: float) -> str:
 
 def axes_from_ras(where: str, affine: NDArray[np.float64]) -> Axes:
     """Axes from an affine (4, 4) that takes (column, row, slice) to RAS mm."""
-    lps = LPS_TO_RAS @ affine
+    # What is not finite is refused where the steps are checked.
+    with np.errstate(invalid="ignore"):
+        lps = LPS_TO_RAS @ affine
     return axes_from_steps(where, lps[:3, 2::-1].T, lps[:3, 3])
 
 
