@@ -1,6 +1,7 @@
 """Images over which decoders crash or hang cost a node and an archive run their series alone."""
 
 import pytest
+from pydicom.encaps import get_frame
 from quick_denoiser import quick_archive
 from small_node import Clock, ct, node_config, received, shifted, station_at
 
@@ -35,8 +36,14 @@ def poisons(monkeypatch):
     series = list(poisoned_series())
     check = _dicom_pixels._require_sound_stream
 
+    unknown = {
+        get_frame(dataset.PixelData, 0, number_of_frames=1)
+        for reason, dataset in series
+        if reason.startswith("the decoder")
+    }
+
     def blind(stream, header, name):
-        if not header.SOPInstanceUID.endswith((".103", ".104")):
+        if stream not in unknown:
             check(stream, header, name)
 
     monkeypatch.setattr(_dicom_pixels, "_require_sound_stream", blind)
