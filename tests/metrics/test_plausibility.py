@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from cddnet.intensity.background import background
 from cddnet.intensity.plausible import USUAL_OFFSETS, value_signs
 from cddnet.metrics.noise import detrended_std, flat_regions, noise_power_spectrum, radial_power
 from cddnet.metrics.plausibility import (
@@ -166,8 +167,9 @@ def test_air_alone_is_no_body(noise_hu, lowest, rng):
         lambda hu, rng: hu + 30 * rng.standard_normal(hu.shape),
         lambda hu, rng: ndimage.gaussian_filter(hu, (0, 1.5, 1.5)),
         lambda hu, rng: np.maximum(hu + 30 * rng.standard_normal(hu.shape), -3024),
+        lambda hu, rng: hu + 3 * rng.integers(-2, 3, hu.shape) * (rng.random(hu.shape) < 0.3),
     ],
-    ids=["noise", "a filter", "noise that is cut"],
+    ids=["noise", "a filter", "noise that is cut", "loss"],
 )
 def test_padding_that_was_worked_on_is_still_none(disturb, rng):
     hu = trunk((2, 200, 200))
@@ -175,6 +177,9 @@ def test_padding_that_was_worked_on_is_still_none(disturb, rng):
     outside = y**2 + x**2 > 1
     found = disturb(np.where(outside, -3024, hu), rng)
     assert reason_of(found) == ""
+    # Nor where a part of it is known.
+    known = np.array([background(one) for one in found])
+    assert not_hu_of_a_body(np.where(known, -1000, found), known) == ""
     # A decoder that runs away to both sides leaves other values there.
     away = np.where(outside, -3024 - 200 * rng.uniform(0, 99, hu.shape), hu)
     assert "below" in reason_of(away)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from cddnet.intensity.background import NO_AIR_HU, edge_of, touching_edge
+from cddnet.intensity.background import NO_AIR_HU, touching_edge
 from cddnet.intensity.plausible import USUAL_OFFSETS, not_hu, value_signs
 from cddnet.metrics._body import body_mask
 from cddnet.metrics.noise import (
@@ -31,9 +31,10 @@ METAL_HU = 3000.0
 
 # A constant below this is what a scanner writes outside its field of view, not air.
 _OUTSIDE_HU = -1020.0
-# Padding that noise was added to, or that a network saw.
+# Padding that was compressed with loss, that noise was added to, or that a network saw.
 _FAR_BELOW_AIR_HU = -1500.0
 _NEARLY_ONE_HU = 150.0
+_RIM_PIXELS = 12
 # What hardly holds anything but air may hold a small body, of this share at least.
 _MOSTLY_AIR = 0.9
 _SOME_AIR = 0.005
@@ -85,11 +86,11 @@ def measured_values(
     """Every second value in both directions of slices (H, W) in HU, without padding: (N,).
 
     Padding that no header tells is left out too: a constant below -1020 HU in a hundredth or more
-    of the values, and what noise or a network left of one outside of the field of view.
+    of the values, and what noise, loss or a network left of one around the field of view.
     """
     values: NDArray[np.float64] = np.concatenate(
         [
-            hu[::2, ::2][~(empty | _below_air_outside(hu))[::2, ::2]]
+            hu[::2, ::2][~(empty | _beside_padding(hu, empty))[::2, ::2]]
             for hu, empty in zip(slices, padding, strict=True)
         ]
     ).astype(np.float64)
@@ -100,17 +101,22 @@ def measured_values(
     return values
 
 
-def _below_air_outside(hu: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Values far below air that are nearly one at the edge of a slice, and what joins them there:
-    (H, W) bool.
+def _beside_padding(hu: NDArray[np.floating], empty: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """What is left of padding around the field of view beside the padding that is known (H, W).
+
+    It lies below air, and nearly at one value or within some pixels of known padding: (H, W) bool.
     """
-    below = hu < NO_AIR_HU
-    edge = edge_of(hu)[edge_of(below)]
-    middle = np.median(edge) if edge.size else 0.0
-    near = np.abs(edge - middle) < _NEARLY_ONE_HU
-    if middle > _FAR_BELOW_AIR_HU or np.count_nonzero(near) < edge.size / 2:
-        return np.zeros(hu.shape, np.bool_)
-    return touching_edge(below)
+    below: NDArray[np.bool_] = (hu < NO_AIR_HU) & ~empty
+    if not below.any():
+        return below
+    below &= touching_edge(below | empty)
+    values = hu[below]
+    middle = np.median(values) if values.size else 0.0
+    near = np.abs(values - middle) < _NEARLY_ONE_HU
+    if middle > _FAR_BELOW_AIR_HU or np.count_nonzero(near) < values.size / 2:
+        beside = ndimage.distance_transform_edt(~empty) <= _RIM_PIXELS
+        below &= beside & empty.any()
+    return below
 
 
 def not_hu_of_a_body(
