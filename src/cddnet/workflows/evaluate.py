@@ -134,14 +134,17 @@ def full_and_low_dose(reference: Path, low_dose: Path | None) -> tuple[Path, Pat
     return layout.full_dose, low_dose or layout.low_dose
 
 
-def _forced(cases: Sequence[Case], options: EvaluateOptions, first: str) -> tuple[str, ...]:
+def _forced(
+    cases: Sequence[Case], options: EvaluateOptions, reference: str | None = None
+) -> tuple[str, ...]:
     """Notes on series that are no HU.  Raises: UnfitError for the first of them, unless forced.
 
-    first: what the reference of a case is called.
+    reference: what that of a case is called; None where it is HU for certain.
     """
     notes = []
     for case in cases:
-        for name, volume in ((first, case.reference), *case.rows.items()):
+        first = {} if reference is None else {reference: case.reference}
+        for name, volume in (first | case.rows).items():
             named = f"{name}, {case.patient}, {case.series}"
             refusal = require_hu(volume, named, force=options.force)
             notes += [f"{named}: {note}" for note in forced_notes(refusal)]
@@ -223,7 +226,7 @@ def evaluate_phantom(
         raise FormatError(f"{folder}: holds no truth.json; give a folder of `cddnet phantom`.")
     cases = find_cases(folder / "series", methods, options.reading)
     case = cases[0]
-    forced = _forced(cases, options, LOW_DOSE)
+    forced = _forced(cases, options)
     rows = {LOW_DOSE: case.reference} | {name: case.aligned(name) for name in methods}
     note = f"'{LOW_DOSE}' is the phantom's own series, whatever its dose."
     return _without_scores("phantom", cases, phantom_findings(rows, truth), (*forced, note))
