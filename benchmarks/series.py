@@ -44,19 +44,24 @@ COLD_STARTS = 5
 LIGHT_ENGINE = "onnx"
 PROFILED_RUNS = 5
 WARM_UP = 3
-# The last line of standard error; getrusage would tell the memory of the process that began it.
+# The last line of standard error; getrusage would tell the memory of the process that began it. The
+# processes that decode are still there when the command is done.
 WATCHED_COMMAND = """
-import atexit, sys
+import sys
 from pathlib import Path
-
-def tell():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    print(next(line for line in lines if line.startswith("VmHWM")).split()[1], file=sys.stderr)
-
-if sys.platform == "linux":
-    atexit.register(tell)
 from cddnet.cli import main
-main()
+
+def peak_kb(process):
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+try:
+    main()
+finally:
+    if sys.platform == "linux":
+        threads = Path("/proc/self/task").glob("*/children")
+        decoders = [child for thread in threads for child in thread.read_text().split()]
+        print(sum(map(peak_kb, ["self", *decoders])), file=sys.stderr)
 """
 
 
