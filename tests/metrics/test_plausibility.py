@@ -150,6 +150,14 @@ def test_a_small_body_that_is_no_hu_is_none(change):
     assert reason_of(change(trunk((2, 400, 420), size=0.2)))
 
 
+@pytest.mark.parametrize("bone_hu", [400, 1000, 1500])
+def test_a_field_of_view_inside_the_head_is_hu(bone_hu, rng):
+    """Brain about 25 HU, no air, and a part of the skull in a corner."""
+    y, x = np.mgrid[:128, :128]
+    head = np.where(y + x < 40, bone_hu, 25) + 12 * rng.standard_normal((2, 128, 128))
+    assert reason_of(head) == ""
+
+
 @pytest.mark.parametrize("noise_hu", [0.0, 10.0, 60.0])
 @pytest.mark.parametrize("lowest", [-1024, -3000])
 def test_air_alone_is_no_body(noise_hu, lowest, rng):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from cddnet.intensity.background import NO_AIR_HU, touching_edge
+from cddnet.intensity.background import NO_AIR_HU, edge_of, touching_edge
 from cddnet.intensity.plausible import USUAL_OFFSETS, not_hu, value_signs
 from cddnet.metrics._body import body_mask
 from cddnet.metrics.noise import (
@@ -129,9 +129,11 @@ def not_hu_of_a_body(
         return not_hu(values, _object_values(slices)) if signs.airy > _MOSTLY_AIR else reason
     # A field of view inside the body, or a small body in air that was moved to water.
     if signs.airy < _SOME_AIR and signs.tissue > _MOSTLY_AIR and abs(np.median(values)) < _AT_WATER:
-        offsets = fitting_offsets(slices, padding)
-        if offsets:
-            return "none is air, and what is near water surrounds a small body"
+        for offset in (1000, 1024):
+            moved = [hu - offset for hu in slices]
+            body = _object_values(moved, inside=True)
+            if body.size and not not_hu(values - offset, body):
+                return "none is air, and what is near water surrounds a small body"
     return ""
 
 
@@ -148,17 +150,20 @@ def fitting_offsets(
     return tuple(offset for offset in USUAL_OFFSETS if fits(offset))
 
 
-def _object_values(slices: Sequence[NDArray[np.floating]]) -> NDArray[np.floating]:
+def _object_values(
+    slices: Sequence[NDArray[np.floating]], *, inside: bool = False
+) -> NDArray[np.floating]:
     """Values of the largest object above -500 HU of each slice, lungs in: (N,).
 
     None of a slice in which it is tiny, or not alone: around a body is air, and around the bright
-    parts of an MR image are the dark ones.
+    parts of an MR image are the dark ones.  inside: none either where it touches the slice's edge.
     """
     found: list[NDArray[np.floating]] = [np.zeros(0)]
     for hu in slices:
         body = body_mask(hu)
         size = np.count_nonzero(body)
-        if not _SMALLEST_OBJECT * hu.size < size < hu.size:
+        touches = inside and edge_of(body).any()
+        if touches or not _SMALLEST_OBJECT * hu.size < size < hu.size:
             continue
         beside = ~ndimage.binary_dilation(body, iterations=_BLUR_PIXELS)
         # Without the noise of air.
