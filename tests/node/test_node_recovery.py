@@ -19,6 +19,7 @@ from cddnet.errors import CddnetError
 from cddnet.node.receive.rebuild import rebuild
 from cddnet.node.receive.receiver import Receiver
 from cddnet.node.receive.unknown import enter_unknown
+from cddnet.node.service import Node
 from cddnet.node.station import Station, Surroundings
 from cddnet.node.store.database import Database, JournalDamaged
 from cddnet.node.store.folder import JOURNAL, LOCK, MARKER, WAL
@@ -220,6 +221,50 @@ def test_an_older_journal_is_gone_on_with_and_the_later_images_are_entered(tmp_p
     assert images(config) == kept
     assert results(station) == made
     assert all(row.state == "sending" for row in station.journal.queue())
+    station.close()
+
+
+def test_results_of_a_series_that_an_older_journal_calls_refused_are_sent_not_deleted(
+    tmp_path, clock
+):
+    config = node_config(tmp_path / "node")
+    station = filled(config, clock, [ct(0)])
+    clock.now += 100
+    (due,) = station.journal.due(1)
+    station.journal.refuse(due, "not yet")
+    station.close()
+    shutil.copy(config.folder / JOURNAL, tmp_path / "backup")
+    station = station_at(config, clock)
+    station.journal.retry(station.journal.queue()[0].key)
+    work(station, clock)
+    made = results(station)
+    assert len(made) == 1
+    station.close()
+    shutil.copy(tmp_path / "backup", config.folder / JOURNAL)
+    station, _ = reopened(config, clock)
+    assert station.deliveries.disposable() == []
+    work(station, clock)
+    assert results(station) == made
+    assert station.journal.queue()[0].state == "sending"
+    station.close()
+
+
+def test_images_that_cannot_be_entered_on_a_full_disk_are_there_at_the_next_start(
+    tmp_path, clock, monkeypatch
+):
+    config = node_config(tmp_path / "node")
+    filled(config, clock).close()
+    (config.folder / "inbox" / "by hand").write_bytes(encoded(ct(9)))
+
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "enter", full)
+        with pytest.raises(CddnetError, match="make room"):
+            Node(config, denoise=shifted).start()
+    station, _ = reopened(config, clock)
+    assert station.journal.counts()["instances"] == 4
     station.close()
 
 

@@ -319,13 +319,13 @@ def test_objects_for_a_destination_that_is_gone_go_elsewhere_or_nowhere_as_a_per
         named = {item.name: (item.configured, item.queued) for item in shown.view()}
         assert named == {"both": (True, 3), "old": (False, 3), "older": (False, 3)}
         assert station.journal.oldest_unfinished_at() is not None
-        for wrong in ({"name": "both"}, {"name": "old", "to": "older"}):
+        for wrong in ({"name": "both", "to": None}, {"name": "old", "to": "older"}):
             with pytest.raises(CddnetError):
                 shown.change(Change(**wrong))
         with pytest.raises(KeyError):
-            shown.change(Change(name="nobody"))
+            shown.change(Change(name="nobody", to=None))
         assert shown.change(Change(name="old", to="both")).objects == 3
-        assert shown.change(Change(name="older")).objects == 3
+        assert shown.change(Change(name="older", to=None)).objects == 3
         assert done == [("redirected", 3), ("dropped", 3)]
         assert [item.name for item in shown.view()] == ["both"]
         Sender(station, "both", carrier_of(station, "both")).step()

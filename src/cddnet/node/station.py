@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -12,13 +11,20 @@ from typing import NamedTuple, TextIO
 
 from pydantic import BaseModel
 
-from cddnet.errors import CddnetError
 from cddnet.node.settings.config import NodeConfig
 from cddnet.node.store.clock import SteadyClock
 from cddnet.node.store.database import Earlier, JournalDamaged
 from cddnet.node.store.decisions import Decisions
 from cddnet.node.store.deliveries import Deliveries
-from cddnet.node.store.folder import JOURNAL, JOURNAL_FILES, WAL, Lock, mark, require_own
+from cddnet.node.store.folder import (
+    JOURNAL,
+    JOURNAL_FILES,
+    WAL,
+    Lock,
+    mark,
+    require_own,
+    taking_up,
+)
 from cddnet.node.store.images import (
     ASIDE,
     GB,
@@ -66,23 +72,18 @@ class Station:
         around = surroundings or Surroundings()
         folder = config.folder
         require_own(folder, _files_of(config))
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = Lock(folder)
-        try:
-            self._open(config, around, new_journal)
-        except JournalDamaged:
-            # The lock goes on saying that the last run did not end in order: check all again.
-            self._lock.drop()
-            raise
-        except (OSError, sqlite3.OperationalError) as error:
-            self._abandon()
-            raise CddnetError(
-                f"{folder}: cannot be taken up ({error}); make room on the disk, or see that this "
-                "user may write there, and start again."
-            ) from error
-        except BaseException:
-            self._abandon()
-            raise
+        with taking_up(folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = Lock(folder)
+            try:
+                self._open(config, around, new_journal)
+            except JournalDamaged:
+                # The lock goes on saying that the last run did not end in order: check all again.
+                self._lock.drop()
+                raise
+            except BaseException:
+                self._abandon()
+                raise
 
     def _abandon(self) -> None:
         """Let go of a folder that could not be opened, though its journal could or may be whole."""

@@ -18,6 +18,7 @@ from pydicom import Dataset, dcmread
 from cddnet.node.receive.arriving import arriving
 from cddnet.node.station import Station
 from cddnet.node.store.decisions import Decision, read_decision
+from cddnet.node.store.folder import taking_up
 from cddnet.node.store.images import DECISION, INBOX, hidden, sha256_of
 from cddnet.node.store.origin import read_head
 from cddnet.node.store.records import Instance, Made
@@ -42,13 +43,18 @@ def enter_unknown(station: Station, sender: str | None = None) -> Entered:
     """Enter what can be read and belongs to the node, and set the rest aside.
 
     sender: AE title to take for images that do not say who sent them; None: their series wait for
-    a person where a rule asks for it.
+    a person where a rule asks for it.  Raises: CddnetError on a full disk.
     """
+    with taking_up(station.config.folder):
+        return _enter(station, sender or "")
+
+
+def _enter(station: Station, sender: str) -> Entered:
     originals = [file for file in station.unknown if file.startswith(f"{INBOX}/")]
     results = [file for file in station.unknown if not file.startswith(f"{INBOX}/")]
     aside: list[str] = []
     images = 0
-    readable = _originals(station, originals, sender or "", aside)
+    readable = _originals(station, originals, sender, aside)
     while batch := list(islice(readable, AT_ONCE)):
         station.journal.enter(batch)
         images += len(batch)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterable
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cddnet.errors import CddnetError
@@ -46,6 +48,18 @@ def require_own(folder: Path, named: Iterable[Path]) -> None:
             f"{folder}: holds other things and is not the folder of a node; choose a new or empty "
             "one for `folder`."
         )
+
+
+@contextmanager
+def taking_up(folder: Path) -> Iterator[None]:
+    """What a full disk or missing rights raise while a folder is opened, as words for people."""
+    try:
+        yield
+    except (OSError, sqlite3.OperationalError) as error:
+        raise CddnetError(
+            f"{folder}: cannot be taken up ({error}); make room on the disk, or see that this user "
+            "may write there, and start again."
+        ) from error
 
 
 def mark(folder: Path) -> None:

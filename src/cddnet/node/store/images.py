@@ -76,8 +76,8 @@ class Images:
         self._promised = 0
         self._aside = self._aside_bytes = 0
         self._journal: tuple[Path, ...] = ()
-        # One name for all that one run sets aside.
-        self._moment = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+        # One folder for all that one run sets aside, and no other run's.
+        self._moment = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S-%f")
 
     def prepare(self, known: Iterable[tuple[str, int]], journal: Iterable[Path] = ()) -> Contents:
         """Make the folders and look through them; nothing goes but what a crash left half written.

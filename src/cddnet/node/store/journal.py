@@ -239,7 +239,10 @@ class Journal:
         """Take back a decision that the journal has lost; False where it knows one."""
         with self.database.transaction() as connection:
             changed = connection.execute(
-                "UPDATE series SET frozen=? WHERE series_uid=? AND frozen IS NULL",
+                "UPDATE series SET frozen=?, "
+                # It was refused, and decided on later: what came of that is not to be deleted.
+                "state=CASE state WHEN 'refused' THEN 'receiving' ELSE state END "
+                "WHERE series_uid=? AND frozen IS NULL",
                 (json.dumps(frozen), series_uid),
             )
             if not changed.rowcount:

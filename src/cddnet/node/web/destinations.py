@@ -29,7 +29,7 @@ class Change(BaseModel, frozen=True, extra="forbid"):
 
     name: str = Field(max_length=LONGEST_NAME)
     # Another destination; None: drop them.
-    to: str | None = Field(None, max_length=LONGEST_NAME)
+    to: str | None = Field(max_length=LONGEST_NAME)
 
 
 class Changed(BaseModel):
