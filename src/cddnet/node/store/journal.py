@@ -96,7 +96,7 @@ class Journal:
         """Take up what a crash interrupted; set aside what was under way at too many of them."""
         died, last = {"most": MOST_DEATHS, "reason": DIED}, "deaths + 1 >= :most"
         with self.database.transaction() as connection:
-            # What a clock says that was put forward meanwhile, and back.
+            # Times to come are those of a clock that has been put back since.
             for table, time_of in (("series", "last_at"), ("sends", "changed_at")):
                 connection.execute(
                     f"UPDATE {table} SET {time_of}=? WHERE {time_of}>?", (self.clock(),) * 2
