@@ -180,6 +180,20 @@ def test_dcmtk_decodes_12_bit_jpeg_to_the_same_values(tmp_path, option):
     assert 0 < np.abs(error_hu).mean() < 5
 
 
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.RLELossless])
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [("Rows", 0), ("Columns", 0), ("BitsAllocated", 12), ("BitsStored", 17), ("BitsStored", 0)],
+)
+def test_a_layout_of_no_pixels_is_damage(syntax, keyword, value):
+    dataset, _ = source(16, True)
+    if syntax.is_encapsulated:
+        dataset.compress(syntax)
+    setattr(dataset, keyword, value)
+    with pytest.raises(DicomError, match="is damaged or cut short; send or export"):
+        decode_stored(dataset)
+
+
 @pytest.mark.parametrize("syntax", [uid.RLELossless, uid.JPEGLSLossless])
 def test_a_damaged_stream_is_refused_or_read_and_nothing_else(tmp_path, syntax):
     dataset, _ = source(16, True)

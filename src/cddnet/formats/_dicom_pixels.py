@@ -351,6 +351,8 @@ def _coded_frame(dataset: Dataset, syntax: UID, frame: int, name: str) -> CodedF
     allocated, used = coded.bits_allocated, coded.bits_stored
     if allocated not in (8, 16, 32) or not 1 <= used <= allocated:
         raise ValueError(f"{used} bits in {allocated}")
+    if min(coded.rows, coded.columns) < 1:
+        raise ValueError("no pixels")
     return coded
 
 
