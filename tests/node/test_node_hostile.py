@@ -35,6 +35,8 @@ from raw_dicom import (
 )
 from small_node import ROOT, Archive, archive_at, ct, node_config, quick_retries, send
 
+from cddnet.node.store.folder import MARKER
+
 SEED = 7
 SILENT_S = 3.0
 # At the peak, beyond what the node needs for itself: 128 MiB images that are decoded.
@@ -403,8 +405,9 @@ def assert_nothing_outside(folder):
     known = {"node", "work", "temporary", "config.pickle", "output", "log"}
     assert {path.name for path in folder.iterdir()} == known
     own = re.compile(
-        r"(in|out)box(/[0-9a-f]{32}(/[0-9a-f]{32}\.dcm)?)?|journal\.sqlite(-wal|-shm)?"
+        r"(in|out)box(/[0-9a-f]{32}(/([0-9a-f]{32}\.dcm|decision\.json))?)?"
+        r"|journal\.sqlite(-wal|-shm)?"
     )
     for path in (folder / "node").rglob("*"):
         name = str(path.relative_to(folder / "node"))
-        assert own.fullmatch(name) or name in ("secret", "lock", "uploads"), name
+        assert own.fullmatch(name) or name in ("secret", "lock", "uploads", MARKER), name
