@@ -9,13 +9,15 @@ from PIL import Image
 
 from cddnet import files
 from cddnet.errors import CddnetError
-from cddnet.formats import dicom, raster, read_all_series, read_volume
+from cddnet.formats import ReadOptions, dicom, raster, read_all_series, read_volume
 from cddnet.node.work import explain
 from cddnet.workflows._cases import found_series
 from cddnet.workflows._layouts import layout_of
 from cddnet.workflows.info import describe
 from cddnet.workflows.prepare import PrepareOptions, prepare
 from ct_tree import uid_of, write_series, write_tree
+
+GREY = ReadOptions(window_hu=(-160, 240))
 
 
 def link(at, to):
@@ -93,7 +95,7 @@ def test_a_linked_series_is_read_whole_and_each_slice_once(source, tmp_path):
     (summary,) = dicom.list_series(source)
     assert summary.slices == 4
     assert [one.shape for one in read_all_series(source)] == [volume.shape]
-    (found,) = found_series(source, None)
+    (found,) = found_series(source, ReadOptions())
     np.testing.assert_array_equal(found.volume.hu, volume.hu)
     assert len(list(explain._files([source]))) == 4
 
@@ -124,7 +126,7 @@ def test_a_closed_folder_is_never_passed_over(tmp_path, monkeypatch, deep):
     asked = {
         "read": lambda: read_volume(source / "b" if "/" in deep else source),
         "list": lambda: dicom.list_series(source),
-        "evaluate": lambda: found_series(source, None),
+        "evaluate": lambda: found_series(source, ReadOptions()),
         "prepare": lambda: prepare(source, tmp_path / "out", PrepareOptions(), lambda *_: None),
         "explain": lambda: list(explain._files([source])),
     }
@@ -141,7 +143,7 @@ def test_a_closed_folder_of_pictures_is_named(tmp_path, monkeypatch):
     folder.mkdir()
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "1.png")
     close(monkeypatch, "closed")
-    for ask in (raster.picture_files, read_volume, lambda path: found_series(path, (-160, 240))):
+    for ask in (raster.picture_files, read_volume, lambda path: found_series(path, GREY)):
         with pytest.raises(CddnetError, match="closed: the folder cannot be read"):
             ask(folder)
 
@@ -186,5 +188,5 @@ def test_folders_of_pictures_that_go_round_in_a_circle(tmp_path):
         (tmp_path / "source" / patient).mkdir(parents=True)
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "source" / patient / "1.png")
     link(tmp_path / "source" / "c", tmp_path / "source")
-    found = found_series(tmp_path / "source", (-160, 240))
+    found = found_series(tmp_path / "source", GREY)
     assert [one.name for one in found] == ["a", "b"]

@@ -171,11 +171,12 @@ def test_what_makes_no_sense_is_refused(tmp_path, options, kind, reason):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_folder_is_left_alone_and_a_failed_one_does_not_appear(tmp_path):
+def test_a_folder_in_use_is_left_alone_and_a_failed_one_does_not_appear(tmp_path):
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "kept").write_bytes(b"kept")
     with pytest.raises(FormatError, match="nothing is overwritten"):
         make(tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["kept"]
 
     def stop(done, total):
         raise KeyboardInterrupt
