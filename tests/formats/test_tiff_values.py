@@ -10,7 +10,6 @@ import pytest
 import tifffile
 from PIL import Image
 
-from cddnet.cli import main
 from cddnet.errors import FormatError
 from cddnet.formats import read_volume
 
@@ -349,25 +348,3 @@ def test_a_tiff_of_twelve_bits_has_its_own_top(tmp_path):
     assert windows[0] == (-1024, 3071)
     hu = read_volume(tmp_path / "a.tif", window_hu=windows[0]).hu[0]
     np.testing.assert_allclose(hu, HU[0], atol=1e-3)
-
-
-def test_the_suggested_window_denoises(tmp_path, tiny_weights, monkeypatch, capsys):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for number, one in enumerate(body(depth=3)):
-        stored = (one.astype(int) + 32768).astype(np.uint16)
-        Image.fromarray(stored).save(folder / f"{number}.png")
-
-    def denoise(target, *window):
-        arguments = ["denoise", folder, tmp_path / target, "--model", tiny_weights]
-        words = [*arguments, *(["--window", *window] if window else [])]
-        monkeypatch.setattr(sys, "argv", ["cddnet", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return end.value.code or 0, capsys.readouterr().err
-
-    code, err = denoise("none")
-    assert code == 1
-    ((low, high),) = suggested(err)
-    assert denoise("right", low, high)[0] == 0
-    assert len(list((tmp_path / "right").glob("*.png"))) == 3

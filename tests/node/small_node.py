@@ -11,6 +11,9 @@ from contextlib import suppress
 
 from pydicom import Dataset, dcmread, uid
 from pydicom.data import get_testdata_file
+from pydicom.dataset import FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
 from pynetdicom import AE, build_role, evt
 from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import (
@@ -59,6 +62,30 @@ def ct(index=0, series=1, **changes):
     for keyword, value in changes.items():
         setattr(dataset, keyword, value)
     return dataset
+
+
+def coded(dataset, *, implicit=False, little=True, says=None, preamble=True, meta=True, length=0):
+    """A file of a data set.
+
+    says: a transfer syntax that may be untrue.  length: added to the true length of the meta
+    header, None for none.
+    """
+    body = DicomBytesIO()
+    body.is_implicit_VR, body.is_little_endian = implicit, little
+    write_dataset(body, Dataset({element.tag: element for element in dataset}))
+    head = FileMetaDataset()
+    head.MediaStorageSOPClassUID = dataset.SOPClassUID
+    head.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    head.update(dataset.file_meta)
+    if says is not None:
+        head.TransferSyntaxUID = says
+    begin = DicomBytesIO()
+    begin.is_implicit_VR, begin.is_little_endian = False, True
+    write_dataset(begin, Dataset({e.tag: e for e in head if e.value is not None}))
+    told = begin.getvalue()
+    if length is not None:
+        told = b"\x02\0\0\0UL\4\0" + (len(told) + length).to_bytes(4, "little") + told
+    return (bytes(128) + b"DICM") * preamble + told * meta + body.getvalue()
 
 
 def shifted(volume, output):

@@ -6,13 +6,11 @@ import zlib
 import httpx
 import numpy as np
 import pytest
-from pydicom import Dataset, dcmread, uid
+from pydicom import dcmread, uid
 from pydicom.dataset import FileMetaDataset
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_dataset
 from pydicom.uid import generate_uid
 from pynetdicom.sop_class import MRImageStorage
-from small_node import FAMILY, ROOT, ct, free_port, node_config, station_at
+from small_node import FAMILY, ROOT, coded, ct, free_port, node_config, station_at
 
 from cddnet.errors import FormatError
 from cddnet.formats import read_volume
@@ -118,30 +116,6 @@ def deflated(dataset):
     whole = coded(dataset, says=uid.DeflatedExplicitVRLittleEndian)
     begin = len(whole) - len(coded(dataset, **BARE))
     return whole[:begin] + zlib.compress(whole[begin:], wbits=-zlib.MAX_WBITS)
-
-
-def coded(dataset, *, implicit=False, little=True, says=None, preamble=True, meta=True, length=0):
-    """A file of a data set.
-
-    says: a transfer syntax that may be untrue.  length: added to the true length of the meta
-    header, None for none.
-    """
-    body = DicomBytesIO()
-    body.is_implicit_VR, body.is_little_endian = implicit, little
-    write_dataset(body, Dataset({element.tag: element for element in dataset}))
-    head = FileMetaDataset()
-    head.MediaStorageSOPClassUID = dataset.SOPClassUID
-    head.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    head.update(dataset.file_meta)
-    if says is not None:
-        head.TransferSyntaxUID = says
-    begin = DicomBytesIO()
-    begin.is_implicit_VR, begin.is_little_endian = False, True
-    write_dataset(begin, Dataset({e.tag: e for e in head if e.value is not None}))
-    told = begin.getvalue()
-    if length is not None:
-        told = b"\x02\0\0\0UL\4\0" + (len(told) + length).to_bytes(4, "little") + told
-    return (bytes(128) + b"DICM") * preamble + told * meta + body.getvalue()
 
 
 BARE = {"preamble": False, "meta": False}

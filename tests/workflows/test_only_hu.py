@@ -152,16 +152,6 @@ def test_prepare_leaves_out_what_is_no_hu_and_counts_it(tmp_path, run):
     assert len(manifest["series"]) == 3
 
 
-def test_prepare_of_nothing_but_no_hu_says_so(tmp_path, run):
-    def pixels(place):
-        return (trunk(seed=place)[0] + 1024).astype(np.int16)
-
-    write_series(tmp_path / "tree" / "a", "ID-a", places=range(2), pixels=pixels)
-    code, said = run("prepare", tmp_path / "tree", tmp_path / "out")
-    assert code == 1
-    assert "not in HU: 2" in said
-
-
 def test_training_names_the_folder_that_is_no_hu(tmp_path):
     write_series(
         tmp_path / "a", "ID-a", places=range(2), pixels=lambda _: (trunk()[0] + 1000).astype("i2")
