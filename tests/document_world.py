@@ -84,7 +84,10 @@ def make_pictures(world):
         for side in ("IN", "GT"):
             (world / folder / side).mkdir(parents=True)
             for number, patient in enumerate(("L067", "L096", "L109", "L143")):
-                grey = (tissue(patient, side, size=(64, 64)) // 4 + 128).clip(0, 255)
+                hu = tissue(patient, side, size=(64, 64))
+                grey = ((hu + 700.0) * 255 / 1000).clip(0, 255)
+                # Air, so that the pictures can be a body in every window of the documents.
+                grey[:16] = 0
                 picture = Image.fromarray(grey.astype(np.uint8))
                 picture.save(world / folder / side / f"{patient}_{number}.png")
 
@@ -109,8 +112,14 @@ def make_public_sets(world):
 
 
 def make_weights(world):
-    torch.manual_seed(0)
-    torch.save(models.build("wgan_vgg").state_dict(), world / "FILE.pth")
+    network = models.build("wgan_vgg")
+    with torch.no_grad():
+        # One that changes nothing, because what chance makes of an image is no HU.
+        for values in network.state_dict().values():
+            values.zero_()
+            if values.ndim == 4:
+                values[0, 0, values.shape[2] // 2, values.shape[3] // 2] = 1
+    torch.save(network.state_dict(), world / "FILE.pth")
     run(world, ["models", "import", "FILE.pth", "imported", "--as", "WEIGHTS"])
     for suffix in (".safetensors", ".json"):
         shutil.copy(world / "imported" / f"WEIGHTS{suffix}", world)

@@ -25,6 +25,7 @@ SMALLER = {
 }
 # Part of a command -> why it does not run here.
 NOT_RUN = {
+    "node rebuild ": "needs a node whose journal is lost; tests/node/test_node_recovery.py has one",
     "node --config": "runs until it is stopped; tests/node/test_node_orthanc.py starts it",
     "view ": "serves a page until it is stopped; tests/node/test_page_browser.py",
     "dicom://": "needs a PACS; tests/node/test_archive_query.py",

@@ -153,7 +153,7 @@ def test_the_published_file_trains_on_its_own_layout(tmp_path):
     for folder in ("IN", "GT"):
         (tmp_path / "train" / folder).mkdir(parents=True)
         for name in range(20):
-            grey = rng.integers(60, 200, (64, 64), dtype=np.uint8)
+            grey = rng.integers(130, 250, (64, 64), dtype=np.uint8)
             Image.fromarray(grey).save(tmp_path / "train" / folder / f"L{name:03}_1.jpg")
     (tmp_path / "training.yml").write_text(PUBLISHED, encoding="utf-8")
     options = PrepareOptions(window_hu=(-700.0, 300.0), patient_pattern="^(L[0-9]+)_")
