@@ -85,6 +85,13 @@ def test_the_least_one_must_say_gives_a_node_that_ignores_all(tmp_path):
         (("destinations", "pacs", "tls"), {"key": "k"}, "certificate and key belong together"),
         (("rules", 0, "when"), {"kernl": "x"}, "rules.0.when.kernl: there is no such key (did"),
         (("rules", 0, "when"), {"kernel": "(B"}, "rules.0.when.kernel: is no regular expression"),
+        (("rules", 0, "when"), {"kernel": "^B(?!r)"}, "put a rule with `do: ignore` before this"),
+        (
+            ("rules", 0, "when"),
+            {"kernel": r"(B)\1"},
+            "RE2 has no look-around and no back references",
+        ),
+        (("rules", 0, "when"), {"kernel": "((B{99}){99}){99}"}, "is no regular expression of RE2"),
         (("rules", 0, "when"), {"thickness_mm": [3, 1]}, "expected [smallest, largest] in mm"),
         (("rules", 0, "do"), "ignor", "rules.0.do: expected a list of outputs, or the word ignore"),
         (("rules", 0, "do"), [], "rules.0.do: expected a list of outputs, or the word ignore"),

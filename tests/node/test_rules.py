@@ -12,6 +12,7 @@ from pydicom.data import get_testdata_file
 
 from cddnet.errors import DicomError
 from cddnet.node.settings.config import load_node
+from cddnet.node.settings.parts import matches
 from cddnet.node.settings.rules import TEXTS, Conditions, Facts, Output, Rule, decide, facts_of
 from cddnet.node.watch.vocabulary import REASONS
 from cddnet.node.work.explain import explain
@@ -65,6 +66,29 @@ def test_each_text_has_its_own_condition(name):
 )
 def test_all_conditions_must_hold(when, matches):
     assert (decide(CHEST, [rule(**when)]).rule == "r") == matches
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["^Br", "low.?dose", "(?i)LOW", r"\bdose\b", "^Thorax.*1\\.0", "ä|é", "(?i)É", "[^a-z]$", ""],
+)
+@pytest.mark.parametrize(
+    "text", ["", "Br40d", "Thorax low-dose 1.0", "low dose", "caf\u00e9", "lowdosed", "x\nBr"]
+)
+def test_patterns_mean_what_they_mean_elsewhere(pattern, text):
+    assert matches(pattern, text) == (re.search(pattern, text) is not None)
+
+
+def test_no_pattern_takes_longer_than_its_text():
+    """Each of these takes other engines longer than the world is old."""
+    facts = replace(CHEST, series_description="a" * 64 + "b")
+    for pattern in ("(a+)+$", "(a|aa)+$", "(.*)*$x", "(a|a)+$"):
+        assert decide(facts, [rule(series_description=pattern)]).rule is None
+
+
+def test_half_a_character_is_one_that_no_pattern_names():
+    facts = replace(CHEST, series_description="Thorax \ud800")
+    assert decide(facts, [rule(series_description="^Thorax .$")]).rule == "r"
 
 
 def test_an_unknown_thickness_meets_no_range():

@@ -20,6 +20,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
             "prometheus-client",
             "python-multipart",
             "httpx",
+            "google-re2",
         ),
         "the node, its page and cddnet view",
     ),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 
+import re2
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -33,11 +34,29 @@ def _ae_title(text: str) -> str:
 
 
 def _pattern(text: str) -> str:
+    """A pattern of RE2, whose time grows with the text and not with the pattern's ways to match."""
+    quiet = re2.Options()
+    quiet.log_errors = False
     try:
-        re.compile(text)
-    except re.error as error:
-        raise ValueError(f"is no regular expression: {error}; escape what is literal") from None
+        re2.compile(_encodable(text), quiet)
+    except re2.error as error:
+        (reason,) = error.args
+        raise ValueError(
+            f"is no regular expression of RE2: {reason.decode(errors='replace')}; escape what is "
+            "literal. RE2 has no look-around and no back references: in place of (?!...) put a "
+            "rule with `do: ignore` before this one"
+        ) from None
     return text
+
+
+def matches(pattern: str, text: str) -> bool:
+    """Whether a checked pattern is found anywhere in a text."""
+    return re2.search(_encodable(pattern), _encodable(text)) is not None
+
+
+def _encodable(text: str) -> str:
+    """Without lone surrogates, which RE2 cannot take."""
+    return text.encode("utf-8", "replace").decode()
 
 
 AeTitle = Annotated[str, AfterValidator(_ae_title)]

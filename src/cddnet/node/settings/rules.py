@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from pydantic import Field, field_validator
 
 from cddnet.errors import DicomError
 from cddnet.formats._facts import HeaderFacts, read_facts
-from cddnet.node.settings.parts import Part, Pattern
+from cddnet.node.settings.parts import Part, Pattern, matches
 from cddnet.runtime import engines
 
 # Conditions that are patterns, and the facts of the same names that they are looked for in.
@@ -225,7 +224,7 @@ def _conditions(facts: Facts, when: Conditions) -> list[tuple[bool, str]]:
     for name in TEXTS:
         pattern, found = getattr(when, name), getattr(facts, name)
         if pattern is not None:
-            holds = re.search(pattern, found) is not None
+            holds = matches(pattern, found)
             held.append((holds, f"{name} '{found}' {_verb(holds)} '{pattern}'"))
     if when.thickness_mm is not None:
         held.append(_thickness(facts.thickness_mm, *when.thickness_mm))
