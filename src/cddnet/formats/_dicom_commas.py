@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from pydicom import Dataset
 from pydicom.datadict import dictionary_has_tag, dictionary_keyword
-from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataelem import RawDataElement
 
 from cddnet.formats._dicom_text import vr_of
 
@@ -53,11 +53,9 @@ def _nested(dataset: Dataset) -> Iterator[Dataset]:
 
 def _with_commas(dataset: Dataset) -> list[RawDataElement]:
     """Decimal strings that hold a comma."""
-    elements: list[DataElement | RawDataElement]
-    elements = [dataset.get_item(tag) for tag in dataset.keys()]  # noqa: SIM118
     return [
         element
-        for element in elements
+        for element in dataset.values()
         if isinstance(element, RawDataElement)
         and b"," in (element.value or b"")
         and vr_of(dataset, element.tag) == "DS"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableSequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.charset import default_encoding
 from pydicom.datadict import tag_for_keyword
-from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element
 from pydicom.multival import MultiValue
 from pydicom.tag import Tag
 
@@ -84,9 +85,9 @@ _LOOKED_AT = {Tag(keyword): keyword for keyword in (*TEXTS, *CHECKED)}
 
 def require_short_values(header: Dataset, name: str) -> None:
     """Refuse a header in which a value that is looked at is far longer than it may be."""
-    for tag, keyword in _LOOKED_AT.items():
-        if tag in header:
-            _require_short(header.get_item(tag), keyword, name)
+    for element in header.values():
+        if element.tag in _LOOKED_AT:
+            _require_short(element, _LOOKED_AT[element.tag], name)
 
 
 def _require_short(element: DataElement | RawDataElement, keyword: str, name: str) -> None:
@@ -105,17 +106,24 @@ def texts_of(header: Dataset, keyword: str) -> tuple[str, ...]:
     tag = tag_for_keyword(keyword)
     element = None if tag is None or tag not in header else header.get_item(tag)
     if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
-        # Before it is decoded, which takes a multiple of its memory.
-        element = element._replace(value=element.value[:LONGEST_VALUE_BYTES])
-    # Decoded in a data set of its own: in the header it would no longer be the bytes it was.
-    alone = Dataset({} if element is None else {element.tag: element})
-    implicit, little = header.original_encoding
-    alone.set_original_encoding(implicit, little, header.original_character_set)
-    value = alone.get(keyword)
+        # Cut first, because decoding takes a multiple of its memory; and decoded apart from the
+        # header, where it stays the bytes it was.
+        element = convert_raw_data_element(
+            element._replace(value=element.value[:LONGEST_VALUE_BYTES]),
+            encoding=_encoding(header, keyword),
+        )
+    value = None if element is None else element.value
     values = value if isinstance(value, MultiValue) else [value]
     found = (str(item).strip() for item in values if isinstance(item, str | int | float))
     texts = tuple(map(without_surrogates, found))
     return texts if any(texts) else ()
+
+
+def _encoding(header: Dataset, keyword: str) -> str | MutableSequence[str]:
+    """Python's names of the character sets of a text."""
+    if keyword == "SpecificCharacterSet":
+        return default_encoding
+    return header.original_character_set or default_encoding
 
 
 def joined_text(header: Dataset, keyword: str) -> str:
