@@ -4,6 +4,7 @@ Above 300 lines: one module, which holds every command.
 """
 
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -125,6 +126,7 @@ OPTIONS = {
         "after",
         "--port",
         "--no-browser",
+        "--acquisition",
         "--window",
         "--slice-axis",
         "--uncertainty",
@@ -448,3 +450,10 @@ def test_export_and_depth_say_what_they_wrote(cddnet, series, tmp_path):
     code, _, err = cddnet("depth", source, tmp_path / "again")
     assert code == 1
     assert "choose another name" in err
+
+
+def test_the_package_is_a_program():
+    told = subprocess.run(
+        [sys.executable, "-m", "cddnet", "--version"], capture_output=True, text=True, check=True
+    )
+    assert told.stdout == f"cddnet {__version__}\n"

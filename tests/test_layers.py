@@ -20,6 +20,7 @@ LINES = (
     ("workflows",),
     ("node",),
     ("cli",),
+    ("__main__",),
 )
 HEIGHT = {area: height for height, line in enumerate(LINES) for area in line}
 FENCES = {

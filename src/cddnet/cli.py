@@ -992,6 +992,7 @@ def view(
     no_browser: Annotated[
         bool, typer.Option("--no-browser", help="Only print the address.")
     ] = False,
+    acquisition: Acquisition = None,
     window: WindowHU = None,
     slice_axis: SliceAxis = None,
     uncertainty: Annotated[
@@ -1004,7 +1005,7 @@ def view(
     from cddnet.formats import ReadOptions
     from cddnet.node.web.pairs import LocalPair
 
-    reading = ReadOptions(window_hu=window, slice_axis=slice_axis)
+    reading = ReadOptions(window_hu=window, acquisition=acquisition, slice_axis=slice_axis)
     pair = LocalPair(before, after, reading, uncertainty)
     serve_pair(pair, port, browser=not no_browser, say=echo)
 

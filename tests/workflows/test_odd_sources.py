@@ -8,9 +8,10 @@ from pydicom import Dataset, dcmread, uid
 from pydicom.dataset import FileMetaDataset
 
 from cddnet.cli import main
-from cddnet.errors import GeometryError
+from cddnet.errors import FormatError, GeometryError
 from cddnet.formats import ReadOptions, read_volume, write_volume
-from cddnet.node.web.pairs import Pair
+from cddnet.formats._parametric import PREDICTED_ERROR, write_parametric_map
+from cddnet.node.web.pairs import LocalPair, Pair
 from cddnet.training.slices import stored_slices
 from cddnet.volume import Derivation
 from cddnet.workflows._cases import find_cases
@@ -190,3 +191,61 @@ def test_a_command_takes_all_phases_or_the_one_that_is_named(
         made = {file.stem for file in (tmp_path / f"out{count}").iterdir()}
         assert {f"{number:04}" for number in range(1, count + 1)} <= made
         assert f"{count + 1:04}" not in made
+
+
+@pytest.mark.parametrize("label", ["1", "2", "7"])
+def test_an_acquisition_that_no_series_has_is_refused_as_in_other_commands(tmp_path, label):
+    """Of series of one acquisition it is taken where it is theirs, as denoising takes it."""
+    full = write_series(tmp_path / "full", "p", AcquisitionNumber=2)
+    low = write_series(tmp_path / "low", "p", name="low", AcquisitionNumber=2)
+    reading = ReadOptions(acquisition=label)
+    asked = (
+        lambda: find_cases(full, {"low": low}, reading)[0].reference,
+        lambda: LocalPair(full, low, reading).pair("pair").manifest(),
+    )
+    if label == "2":
+        assert asked[0]().shape[0] == asked[1]().slices == 4
+        return
+    with pytest.raises(GeometryError, match="there is no acquisition") as said:
+        read_volume(full, acquisition=label)
+    for ask in asked:
+        with pytest.raises(GeometryError) as caught:
+            ask()
+        assert str(caught.value) == str(said.value)
+
+
+def test_files_that_are_no_dicom_have_no_acquisitions(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((3, 40, 50), np.float32))
+    reading, path = ReadOptions(acquisition="1"), tmp_path / "a.npy"
+    for ask in (
+        lambda: find_cases(path, {"same": path}, reading),
+        lambda: LocalPair(path, None, reading),
+        lambda: read_volume(path, acquisition="1"),
+    ):
+        with pytest.raises(FormatError, match=r"a\.npy: only DICOM series hold.*leave out --acq"):
+            ask()
+
+
+def test_a_viewer_shows_the_acquisition_that_is_named(tmp_path):
+    before = read_volume(write_phases(tmp_path / "full"))
+    write_volume(shifted(read_volume(tmp_path / "full", acquisition="2"), 9), tmp_path / "a.nii")
+    reading = ReadOptions(acquisition="2")
+    for after in (tmp_path / "a.nii", tmp_path / "full", None):
+        pair = LocalPair(tmp_path / "full", after, reading).pair("pair")
+        assert pair.manifest().slices == 3
+        shift = 9 if after == tmp_path / "a.nii" else 0
+        for index, row in enumerate((1, 3, 5)):
+            shown = np.frombuffer(pair.slice_bytes("after", index), "<i2")
+            np.testing.assert_array_equal(shown, before.read_slice(row).ravel() + shift)
+
+
+def test_the_expected_error_of_two_phases_is_not_shown_with_one(tmp_path):
+    folder = write_phases(tmp_path / "full")
+    write_parametric_map(
+        shifted(read_volume(folder), 2000), tmp_path / "error.dcm", PREDICTED_ERROR
+    )
+    assert (
+        LocalPair(folder, folder, error=tmp_path / "error.dcm").pair("pair").manifest().slices == 6
+    )
+    with pytest.raises(FormatError, match="of several acquisitions; write it with the same --acq"):
+        LocalPair(folder, folder, ReadOptions(acquisition="2"), tmp_path / "error.dcm")

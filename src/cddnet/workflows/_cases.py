@@ -33,7 +33,7 @@ from cddnet.workflows._pairing import (
 )
 from cddnet.workflows._pictures import listed, picture_names
 from cddnet.workflows._upright import upright
-from cddnet.workflows.acquisitions import labels_of
+from cddnet.workflows.acquisitions import labels_of, of_acquisition
 
 _ALL_STATED = ReadOptions()
 _RELATIVE_TOLERANCE = 0.01
@@ -100,10 +100,10 @@ def find_cases(
     reading: what files may leave open, such as what the grey levels of pictures stand for.
     Raises: GeometryError for what does not agree, naming both values; else what reading raises.
     """
-    references = found_series(reference, reading)
+    references, *others = _chosen([reference, *rows.values()], reading)
     patients = _patient_names(references)
     twins = {
-        name: _twins(references, found_series(path, reading), name) for name, path in rows.items()
+        name: _twins(references, found, name) for name, found in zip(rows, others, strict=True)
     }
     numbers: Counter[str] = Counter()
     cases = []
@@ -124,20 +124,19 @@ def find_cases(
     return tuple(cases)
 
 
-def found_series(path: Path, reading: ReadOptions) -> tuple[Found, ...]:
-    """Every CT series of a file, of a DICOM tree, or of a folder of files or folders.
+def _chosen(paths: Sequence[Path], reading: ReadOptions) -> list[tuple[Found, ...]]:
+    """The series of each path, with the acquisition that is asked for."""
+    found = [found_series(path, reading) for path in paths]
+    every = [
+        (path, item.volume) for path, items in zip(paths, found, strict=True) for item in items
+    ]
+    volumes = iter(of_acquisition(every, reading.acquisition))
+    return [tuple(item._replace(volume=next(volumes)) for item in items) for items in found]
 
-    The acquisition that is asked for is taken of series that hold several at their places.
-    """
-    found = _found(path, "", reading)
-    if reading.acquisition is None:
-        return tuple(found)
-    return tuple(
-        item._replace(volume=read_volume(path, series=uid, acquisition=reading.acquisition))
-        if item.volume.acquisition_labels and (uid := item.volume.series_uid)
-        else item
-        for item in found
-    )
+
+def found_series(path: Path, reading: ReadOptions) -> tuple[Found, ...]:
+    """Every CT series of a file, of a DICOM tree, or of a folder of files or folders."""
+    return tuple(_found(path, "", reading))
 
 
 def _found(path: Path, name: str, reading: ReadOptions) -> list[Found]:

@@ -4,7 +4,11 @@
 
 from __future__ import annotations
 
-from cddnet.errors import GeometryError
+from collections.abc import Sequence
+from pathlib import Path
+
+from cddnet.errors import FormatError, GeometryError
+from cddnet.formats import read_volume
 from cddnet.formats.dicom import DicomHeaders
 from cddnet.volume import CTVolume
 
@@ -34,6 +38,29 @@ def labels_of(one: CTVolume, other: CTVolume) -> Labels | None:
     raise GeometryError(
         f"several acquisitions ({shown}) lie at the same places; choose one with --acquisition."
     )
+
+
+def of_acquisition(found: Sequence[tuple[Path, CTVolume]], label: str | None) -> list[CTVolume]:
+    """Series, each with where it was read, of which one acquisition is asked for by its label.
+
+    It is taken of those that hold several at their places, and of every DICOM series where none
+    does.  Raises: FormatError where none is DICOM; GeometryError for a label that is not there.
+    """
+    volumes = [volume for _, volume in found]
+    if label is None:
+        return volumes
+    taken = [bool(volume.acquisition_labels) for volume in volumes]
+    if not any(taken):
+        taken = [isinstance(volume.headers, DicomHeaders) for volume in volumes]
+    if not any(taken):
+        raise FormatError(
+            f"{found[0][0]}: only DICOM series hold acquisitions to choose from; leave out "
+            "--acquisition."
+        )
+    return [
+        read_volume(path, series=volume.series_uid, acquisition=label) if take else volume
+        for (path, volume), take in zip(found, taken, strict=True)
+    ]
 
 
 def _numbers(volume: CTVolume) -> tuple[str, ...]:

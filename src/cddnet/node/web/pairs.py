@@ -31,7 +31,7 @@ from cddnet.workflows._pairing import (
     tolerance_of,
 )
 from cddnet.workflows._upright import upright
-from cddnet.workflows.acquisitions import labels_of
+from cddnet.workflows.acquisitions import labels_of, of_acquisition
 from cddnet.workflows.fitness import why_not_hu
 
 STORED_RANGE = (-32768, 32767)
@@ -259,13 +259,19 @@ class LocalPair:
         def read(path: Path) -> CTVolume:
             return read_volume(path, window_hu=reading.window_hu, slice_axis=reading.slice_axis)
 
-        first = read(before)
-        second = None if after is None else read(after)
+        paths = [path for path in (before, after) if path is not None]
+        series = of_acquisition([(path, read(path)) for path in paths], reading.acquisition)
+        first, second = series[0], series[1] if len(series) > 1 else None
         doubts = [why_not_hu(first)]
         if second is not None and (reason := why_not_hu(second)):
             doubts.append(f"after: {reason}")
         first = replace(first, notes=(*first.notes, *filter(None, doubts)))
         maps = None if error is None else _read_error(error, read)
+        if maps is not None and reading.acquisition is not None and _share_places(maps):
+            raise FormatError(
+                f"{error}: holds the expected error of several acquisitions; write it with the "
+                "same --acquisition, or leave that out here."
+            )
         present = [one for one in (first, second, maps) if one is not None]
         # What states no orientation lies as the other does, which then stays as it is stored.
         if all(one.storage.placed for one in present):
@@ -282,6 +288,10 @@ class LocalPair:
         if key != self.first:
             raise KeyError(key)
         return self._pair
+
+
+def _share_places(volume: CTVolume) -> bool:
+    return len(set(volume.slice_positions_mm())) < volume.shape[0]
 
 
 def _read_error(path: Path, read: Callable[[Path], CTVolume]) -> CTVolume:
