@@ -154,3 +154,32 @@ def test_a_wrong_key_within_a_list_is_named_with_the_nearest():
     lesions = {"per_slice": 1, "strata": [{"diameter": (1, 2), "contrast_hu": (5, 6)}]}
     with pytest.raises(ConfigError, match=r"strata\.0\.diameter: .*'diameter_mm'"):
         checked({"split": "s", "lesions": lesions}, TrainConfig, "recipe")
+
+
+@pytest.mark.parametrize("text", ["1:30", "12:30:00", "-1:30", "1:30.5", "190:20:30.15"])
+def test_a_time_of_the_day_is_no_number_to_the_base_of_60(tmp_path, text):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"steps: {text}\n")
+    with pytest.raises(ConfigError, match="steps: Input should be a valid integer"):
+        load_config(recipe, TrainConfig)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1" * 100_000, "0x" + "f" * 100_000, "!!int '" + "1:" * 50_000 + "1'", "1." + "0" * 100_000],
+)
+def test_numbers_that_would_take_time_are_refused(tmp_path, text):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"steps: {text}\n")
+    with pytest.raises(ConfigError, match="line 1 holds a number of 100"):
+        load_config(recipe, TrainConfig)
+
+
+WHOLE = ["0", "7", "-12", "+3", "1_000", "0x1F", "0b101", "017", "_1"]
+BROKEN = ["1.5", "-.5", "1e-3", "1.0e-5", "2.5E+3", ".5", ".inf", "-.INF", "12.", "1.2.3"]
+
+
+@pytest.mark.parametrize("text", [*WHOLE, *BROKEN, "~", "on", "2001-01-01", "1-2"])
+def test_all_other_values_are_those_of_the_library(tmp_path, text):
+    (tmp_path / "values.yaml").write_text(f"- {text}\n")
+    assert repr(read_yaml(tmp_path / "values.yaml")) == repr([yaml.safe_load(text)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 
 LONGEST_TEXT, DEEPEST, MOST_VALUES = 1 << 20, 20, 200_000
+LONGEST_NUMBER = 64
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 
 
 class ConfigError(CddnetError):
@@ -229,7 +232,7 @@ def _values_of(text: str) -> object:
         raise ConfigError(f"has {len(text)} characters, expected at most {LONGEST_TEXT}.")
     count, sizes = 0, dict[str, int]()
     begun: list[tuple[str, int]] = []
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+    for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.CollectionEndEvent):
             anchor, before = begun.pop()
             sizes[anchor] = count - before
@@ -247,7 +250,53 @@ def _values_of(text: str) -> object:
                 f"is nested more than {DEEPEST} levels deep, or holds itself or more than "
                 f"{MOST_VALUES} values; write it flatter and without aliases (*)."
             )
-    return yaml.safe_load(text)
+    return yaml.load(text, Loader=_Loader)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1:30 is a text, and no number is long enough to take time.
+
+    YAML 1.1 takes 1:30 for 90: a port or a time of the day would silently be another one.
+    """
+
+    def construct_int(self, node: yaml.ScalarNode) -> int:
+        """A whole number of at most `LONGEST_NUMBER` characters."""
+        return self.construct_yaml_int(_short(node))
+
+    def construct_float(self, node: yaml.ScalarNode) -> float:
+        """A number of at most `LONGEST_NUMBER` characters."""
+        return self.construct_yaml_float(_short(node))
+
+
+def _short(node: yaml.ScalarNode) -> yaml.ScalarNode:
+    if len(node.value) > LONGEST_NUMBER:
+        raise ConfigError(
+            f"line {node.start_mark.line + 1} holds a number of {len(node.value)} characters, "
+            f"expected at most {LONGEST_NUMBER}; put a text that looks like a number in quotes."
+        )
+    return node
+
+
+# Those of YAML 1.1 without numbers to the base of 60.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag not in (_INT, _FLOAT)]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    _INT,
+    re.compile(r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]*|[1-9][0-9_]*)$"),
+    list("-+0123456789"),
+)
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(
+        r"(?:(?:[-+]?[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+][0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+    list("-+.0123456789"),
+)
+_Loader.add_constructor(_INT, _Loader.construct_int)
+_Loader.add_constructor(_FLOAT, _Loader.construct_float)
 
 
 def overridden(values: object, overrides: Sequence[str]) -> object:

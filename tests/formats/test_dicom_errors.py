@@ -183,10 +183,44 @@ def test_one_uid_with_two_images(tmp_path):
     assert "carry the SOPInstanceUID" in refusal(save_series(tmp_path / "b", [one, other]))
 
 
-def test_two_patients_in_one_series(tmp_path):
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"PatientID": ("ID-1", "ID-2")},
+        {"PatientID": ("ID-1", "")},
+        {"PatientID": ("ID-1", "ID-1"), "PatientName": ("Doe^Jane", "Roe^Jane")},
+        {"PatientID": ("", ""), "PatientName": ("Doe^Jane", "Doe^John")},
+        {"PatientID": ("", ""), "PatientBirthDate": ("19500101", "19500102")},
+    ],
+)
+def test_two_patients_in_one_series(tmp_path, values):
+    message = refusal(save_series(tmp_path / "ct", patients_of(values)))
+    assert "belong to 2 patients" in message
+    assert "Doe" not in message
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"PatientName": ("Doe^Jane", "DOE^JANE^^ ")},
+        {"PatientName": ("Doe^Jane", "")},
+        {"PatientBirthDate": ("19500101", "")},
+        {
+            "SpecificCharacterSet": ("ISO_IR 100", "ISO_IR 192"),
+            "PatientName": ("M\u00fcller^Jane", "M\u00fcller^Jane"),
+        },
+    ],
+)
+def test_one_patient_written_in_two_ways(tmp_path, values):
+    assert read(save_series(tmp_path / "ct", patients_of(values))).shape[0] == 2
+
+
+def patients_of(values):
     datasets = [ct_dataset(index) for index in range(2)]
-    datasets[1].PatientID = "ID-4712"
-    assert "belong to 2 patients" in refusal(save_series(tmp_path / "ct", datasets))
+    for keyword, pair in values.items():
+        for dataset, value in zip(datasets, pair, strict=True):
+            setattr(dataset, keyword, value)
+    return datasets
 
 
 def test_a_tree_without_ct_lists_what_is_there(tmp_path):

@@ -15,6 +15,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element
 from pydicom.multival import MultiValue
 from pydicom.tag import Tag
+from pydicom.valuerep import PersonName
 
 from cddnet.errors import DicomError
 from cddnet.formats._dicom_charset import take_defined_terms_only, without_surrogates
@@ -34,6 +35,7 @@ NO_UNIT = frozenset({"", "US", "UNSPECIFIED", "NONE"})
 
 # 1024 characters (ST, the longest text that is looked at) of four bytes.
 LONGEST_VALUE_BYTES = 4096
+_TEXTS = (str, int, float, PersonName)
 
 # A text of a header is shown only where it cannot be a name.
 LOOKS_LIKE_NUMBERS = re.compile(r"(?:[-+0-9.,;: \\/eE]|inf|nan|mm|cm|hu)*", re.IGNORECASE)
@@ -114,7 +116,7 @@ def texts_of(header: Dataset, keyword: str) -> tuple[str, ...]:
         )
     value = None if element is None else element.value
     values = value if isinstance(value, MultiValue) else [value]
-    found = (str(item).strip() for item in values if isinstance(item, str | int | float))
+    found = (str(item).strip() for item in values if isinstance(item, _TEXTS))
     texts = tuple(map(without_surrogates, found))
     return texts if any(texts) else ()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -225,12 +225,12 @@ def _checked_volume(chosen: Series, others: Sequence[Series], acquisition: str |
 
 def _require_one_object(series: Series, enhanced: bool) -> None:
     files = {frame.path for frame in series.frames}
-    for keyword, what in (("PatientID", "patients"), ("StudyInstanceUID", "studies")):
-        # Raw bytes: decoding them with a wrong character set would change what is copied later.
-        found = {_raw(frame.header, keyword) for frame in series.frames}
-        if len(found) > 1:
+    patients = _patients([frame.header for frame in series.frames])
+    studies = len({_raw(frame.header, "StudyInstanceUID") for frame in series.frames})
+    for found, what in ((patients, "patients"), (studies, "studies")):
+        if found > 1:
             raise DicomError(
-                f"series {series.uid}: its files belong to {len(found)} {what}; "
+                f"series {series.uid}: its files belong to {found} {what}; "
                 "sort them into one folder each, and check where they came from."
             )
     if not enhanced:
@@ -246,9 +246,31 @@ def _require_one_object(series: Series, enhanced: bool) -> None:
         )
 
 
+def _patients(headers: Iterable[Dataset]) -> int:
+    """The least number of patients that these headers name.
+
+    A PatientID must be the same everywhere, also where it is empty. Two names or two birth dates
+    are two patients under one PatientID as well; one that is left out says nothing.
+    """
+    ids, births, named = set[str](), set[str](), dict[str, Dataset]()
+    for header in headers:
+        ids.add(_raw(header, "PatientID"))
+        births.add(_raw(header, "PatientBirthDate"))
+        named.setdefault(_raw(header, "PatientName"), header)
+    # The same name may be coded twice; blanks, capitals and empty parts are as each sender likes.
+    names = {
+        re.sub(r"[\s^=]+", " ", joined_text(header, "PatientName")).strip().upper()
+        for header in named.values()
+    }
+    return max(len(ids), len(names - {""}), len(births - {""}))
+
+
 def _raw(header: Dataset, keyword: str) -> str:
-    value = header.get_item(keyword).value if keyword in header else b""
-    return str(value.strip(b" \x00") if isinstance(value, bytes) else value)
+    """A value before it is decoded: a wrong character set would change what is copied later."""
+    value = header.get_item(keyword).value if keyword in header else None
+    if isinstance(value, bytes):
+        return value.strip(b" \x00").decode("latin-1")
+    return "" if value is None else str(value).strip(" \x00")
 
 
 def _acquisition(frame: Frame) -> Acquisition:
