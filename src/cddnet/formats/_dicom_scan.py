@@ -24,7 +24,13 @@ from cddnet.formats._dicom_frames import (
 from cddnet.formats._dicom_kept import SharedElements, dataset_of, raw_elements
 from cddnet.formats._dicom_pixels import find_pixels, quiet, read_up_to_pixels, transfer_syntax_of
 from cddnet.formats._dicom_strays import stray_kind
-from cddnet.formats._dicom_values import TEXTS, image_type, joined_text, require_short_values
+from cddnet.formats._dicom_values import (
+    TEXTS,
+    image_type,
+    joined_text,
+    require_short_values,
+    texts_of,
+)
 
 # A data set without preamble starts with a low tag of the lowest groups, in either byte order.
 FIRST_GROUPS = {b"\x08\x00": "little", b"\x02\x00": "little", b"\x00\x08": "big"}
@@ -241,7 +247,7 @@ def read_header(path: Path, shared: SharedElements | None = None) -> Scanned | N
                 closing, _ = closing_of(file)
             kept = (shared or SharedElements()).keep(header, elements)
             said = dataset_of(kept)
-            told = {keyword: said.get(keyword) for keyword in TEXTS}
+            told = {keyword: texts_of(said, keyword) for keyword in TEXTS}
             directory = _media_class(header) == MediaStorageDirectoryStorage
         except DicomError:
             raise

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, MutableSequence
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -108,24 +109,34 @@ def texts_of(header: Dataset, keyword: str) -> tuple[str, ...]:
     tag = tag_for_keyword(keyword)
     element = None if tag is None or tag not in header else header.get_item(tag)
     if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
-        # Cut first, because decoding takes a multiple of its memory; and decoded apart from the
-        # header, where it stays the bytes it was.
-        element = convert_raw_data_element(
-            element._replace(value=element.value[:LONGEST_VALUE_BYTES]),
-            encoding=_encoding(header, keyword),
-        )
-    value = None if element is None else element.value
+        # Cut first, because decoding takes a multiple of its memory.
+        short = element._replace(value=element.value[:LONGEST_VALUE_BYTES], value_tell=0)
+        return _decoded(short, _encoding(header, keyword))
+    return _texts(None if element is None else element.value)
+
+
+@lru_cache(maxsize=1024)
+def _decoded(element: RawDataElement, encoding: tuple[str, ...]) -> tuple[str, ...]:
+    """Decoded apart from its header, where it stays the bytes it was.
+
+    Slices of a series share most of their texts.
+    """
+    return _texts(convert_raw_data_element(element, encoding=list(encoding)).value)
+
+
+def _texts(value: object) -> tuple[str, ...]:
     values = value if isinstance(value, MultiValue) else [value]
     found = (str(item).strip() for item in values if isinstance(item, _TEXTS))
     texts = tuple(map(without_surrogates, found))
     return texts if any(texts) else ()
 
 
-def _encoding(header: Dataset, keyword: str) -> str | MutableSequence[str]:
+def _encoding(header: Dataset, keyword: str) -> tuple[str, ...]:
     """Python's names of the character sets of a text."""
-    if keyword == "SpecificCharacterSet":
-        return default_encoding
-    return header.original_character_set or default_encoding
+    stated = header.original_character_set
+    if keyword == "SpecificCharacterSet" or not stated:
+        return (default_encoding,)
+    return (stated,) if isinstance(stated, str) else tuple(stated)
 
 
 def joined_text(header: Dataset, keyword: str) -> str:
