@@ -116,12 +116,12 @@ def node_sources(folder, take=None):
 
 
 @contextmanager
-def served(page):
+def served(page, proxies=()):
     """The address of a page that is really listening."""
     from cddnet.node.web.serving import listen, server
 
     sock = listen("127.0.0.1", 0)
-    running = server(page)
+    running = server(page, proxies)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [sock]})
     thread.start()
     try:

@@ -76,6 +76,7 @@ def test_the_least_one_must_say_gives_a_node_that_ignores_all(tmp_path):
         (("folde",), "x", "folde: there is no such key (did you mean 'folder'?)"),
         (("http", "host"), "0.0.0.0", "http: host 0.0.0.0 can be reached from other machines"),
         (("http", "token"), "short", "http: the token has fewer than 16 characters"),
+        (("http", "proxies"), ["10.1.2.3/8"], "http.proxies.0: expected an address or a network"),
         (("http", "tokn"), TOKEN, "http.tokn: there is no such key (did you mean 'token'?)"),
         (("destinations", "pacs", "prot"), 1, "pacs.dicom.prot: there is no such key (did you"),
         (("destinations", "pacs", "kind"), "ftp", "destinations.pacs: "),

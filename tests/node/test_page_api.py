@@ -11,6 +11,7 @@ import time
 import tracemalloc
 import zipfile
 
+import httpx
 import numpy as np
 import pytest
 from small_page import (
@@ -23,6 +24,7 @@ from small_page import (
     Taker,
     node_folder,
     node_sources,
+    served,
     write_after,
 )
 
@@ -35,7 +37,9 @@ from cddnet.volume import CTVolume, Storage
 
 TestClient = pytest.importorskip("fastapi.testclient").TestClient
 
-from cddnet.node.web.access import COOKIE, Access  # noqa: E402
+from starlette.datastructures import Headers  # noqa: E402
+
+from cddnet.node.web.access import COOKIE, MOST_SESSIONS, Access  # noqa: E402
 from cddnet.node.web.http import Figures, app  # noqa: E402
 
 HERE = "http://localhost:8080"
@@ -202,14 +206,64 @@ def test_login_gives_a_cookie_that_scripts_cannot_read(locked, monkeypatch):
     assert "samesite=strict" in told
     assert TOKEN not in told
     assert locked.get("/api/queue").status_code == 200
-    until, seal = locked.cookies[COOKIE].split(".")
+    session = locked.cookies[COOKIE]
     locked.cookies.clear()
-    for forged in (f"{int(until) + 1}.{seal}", f"{until}.{seal[:-1]}", ".", "a.b"):
+    for forged in (session[:-1], f"{session}x", "", "None"):
         assert locked.get("/api/queue", headers={"Cookie": f"{COOKIE}={forged}"}).status_code == 401
-    now = time.time()
-    monkeypatch.setattr("cddnet.node.web.access.time.time", lambda: now + 13 * 3600)
-    cookie = {"Cookie": f"{COOKIE}={until}.{seal}"}
+    cookie = {"Cookie": f"{COOKIE}={session}"}
+    assert locked.get("/api/queue", headers=cookie).status_code == 200
+    now = time.monotonic()
+    monkeypatch.setattr("cddnet.node.web.access.time.monotonic", lambda: now + 13 * 3600)
     assert locked.get("/api/queue", headers=cookie).status_code == 401
+
+
+def test_logout_ends_the_session_wherever_its_cookie_is(locked):
+    cookies = []
+    for _ in range(2):
+        assert locked.post("/api/login", json={"token": TOKEN}).status_code == 204
+        cookies.append({"Cookie": f"{COOKIE}={locked.cookies[COOKIE]}"})
+        locked.cookies.clear()
+    assert locked.post("/api/logout", headers=cookies[0]).status_code == 204
+    answers = [locked.get("/api/queue", headers=cookie).status_code for cookie in cookies]
+    assert answers == [401, 200]
+
+
+def test_sessions_are_not_kept_without_end():
+    access = Access(token=TOKEN)
+    sessions = [access.session(TOKEN) for _ in range(MOST_SESSIONS + 2)]
+    known = [access.known(Headers({"cookie": f"{COOKIE}={session}"})) for session in sessions]
+    assert known == [False] * 2 + [True] * MOST_SESSIONS
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"token", b'{"token": "' + TOKEN.encode(), b"[" * 9000]
+)
+def test_a_login_that_is_no_json_is_a_bad_request(locked, body):
+    answer = locked.post("/api/login", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == (422 if body == b"" else 400)
+    assert TOKEN not in answer.text
+
+
+def test_names_of_the_page_may_be_written_in_capitals(sources):
+    client = TestClient(app(sources, Access(hosts=("CT.Hospital.Example",))), base_url=HERE)
+    for host, status in (
+        ("ct.hospital.example", 200),
+        ("CT.HOSPITAL.EXAMPLE:80", 200),
+        ("ct", 421),
+    ):
+        assert client.get("/api/queue", headers={"Host": host}).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("proxies", "peer"),
+    [((), "127.0.0.1"), (("10.0.0.0/8",), "127.0.0.1"), (("127.0.0.0/8",), "9.9.9.9")],
+)
+def test_only_configured_proxies_say_who_asks(sources, proxies, peer):
+    peers = []
+    page = app(sources, Access(token=TOKEN), told=lambda event, reason, peer: peers.append(peer))
+    with served(page, proxies) as url:
+        httpx.get(f"{url}/api/queue", headers={"X-Forwarded-For": "9.9.9.9"})
+    assert peers == [peer]
 
 
 def test_a_short_token_is_refused():

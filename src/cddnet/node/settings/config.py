@@ -16,6 +16,7 @@ from cddnet.node.settings.parts import (
     Destination,
     DicomDestination,
     DicomwebDestination,
+    Network,
     Part,
     Port,
     Retries,
@@ -56,6 +57,11 @@ class HttpConfig(Part):
     token_file: Path | None = Field(None, description="holds the token, in place of `token`")
     hosts: tuple[str, ...] = Field(
         (), description="names under which the page may be asked for, besides `host` and loopback"
+    )
+    proxies: tuple[Network, ...] = Field(
+        (),
+        description="addresses or networks of proxies; X-Forwarded-For and -Proto of others are "
+        "ignored",
     )
 
     @model_validator(mode="after")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
+import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -22,6 +22,7 @@ Told = Callable[[Event, str, str], None]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 COOKIE = "cddnet_session"
 SESSION_S = 12 * 3600
+MOST_SESSIONS = 1000
 SHORTEST_TOKEN = 16
 MOST_BODY_BYTES = 64 * 1024
 UPLOAD = "/api/upload"
@@ -52,6 +53,8 @@ class Access:
 
     hosts: tuple[str, ...] = LOOPBACK
     token: str | None = None
+    _sessions: dict[str, float] = field(default_factory=dict, init=False, repr=False)
+    """Open sessions and when each ends, oldest first. They end with this process too."""
 
     def __post_init__(self) -> None:
         if self.token is not None and len(self.token) < SHORTEST_TOKEN:
@@ -63,7 +66,8 @@ class Access:
     def refusal(self, path: str, headers: Headers) -> tuple[int, str] | None:
         """Status and reason, None where the request may pass."""
         host = headers.get("host", "")
-        if len(headers.getlist("host")) != 1 or _name(host) not in self.hosts:
+        names = {name.lower() for name in self.hosts}
+        if len(headers.getlist("host")) != 1 or _name(host) not in names:
             return 421, "this server does not answer under that name"
         origin = headers.get("origin")
         if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
@@ -79,8 +83,17 @@ class Access:
         """A cookie's value for the right token, None for a wrong one."""
         if self.token is None or not hmac.compare_digest(offered.encode(), self.token.encode()):
             return None
-        until = str(int(time.time()) + SESSION_S)
-        return f"{until}.{self._seal(until)}"
+        now = time.monotonic()
+        for name, until in tuple(self._sessions.items()):
+            if until <= now or len(self._sessions) >= MOST_SESSIONS:
+                self._sessions.pop(name, None)
+        session = secrets.token_urlsafe(32)
+        self._sessions[session] = now + SESSION_S
+        return session
+
+    def end_session(self, headers: Headers) -> None:
+        """Make the cookie of these headers worthless, wherever else it is held."""
+        self._sessions.pop(_cookie(headers), None)
 
     def known(self, headers: Headers) -> bool:
         """Whether a visitor has the token or a cookie got for it, or none is asked."""
@@ -89,13 +102,11 @@ class Access:
         scheme, _, offered = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             return hmac.compare_digest(offered.strip().encode(), self.token.encode())
-        until, _, seal = cookie_parser(headers.get("cookie", "")).get(COOKIE, "").partition(".")
-        right = hmac.compare_digest(seal.encode(), self._seal(until).encode())
-        return right and until.isdecimal() and time.time() < int(until)
+        return self._sessions.get(_cookie(headers), 0.0) > time.monotonic()
 
-    def _seal(self, until: str) -> str:
-        key = hashlib.sha256(f"cddnet session {self.token}".encode()).digest()
-        return hmac.digest(key, until.encode(), "sha256").hex()
+
+def _cookie(headers: Headers) -> str:
+    return cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
 
 
 def _name(host: str) -> str | None:

@@ -11,6 +11,8 @@ from typing import Annotated, NamedTuple
 try:
     from fastapi import FastAPI, HTTPException, Request, Response
     from fastapi import Path as InPath
+    from fastapi.exception_handlers import request_validation_exception_handler
+    from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 except ImportError as missing:
     from cddnet.errors import CddnetError
@@ -107,7 +109,14 @@ def app(
             told("request_refused", error.reason, _peer(request))
         return JSONResponse({"detail": plain(str(error))}, getattr(error, "status", 409))
 
+    async def unfit(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        if any(item["type"] == "json_invalid" for item in error.errors()):
+            return JSONResponse({"detail": "the body is no JSON"}, 400)
+        return await request_validation_exception_handler(request, error)
+
     page.add_exception_handler(CddnetError, in_words)
+    page.add_exception_handler(RequestValidationError, unfit)
     _add_entry(page, sources, access, told)
 
     @page.get("/health")
@@ -165,7 +174,7 @@ def _add_entry(page: FastAPI, sources: Sources, access: Access, told: Told) -> N
             queue=isinstance(sources, NodeSources),
         )
 
-    @page.post("/api/login", status_code=204, responses=_refusals(413))
+    @page.post("/api/login", status_code=204, responses=_refusals(400, 413))
     async def _login(login: Login, request: Request) -> Response:
         session = access.session(login.token)
         if session is None:
@@ -184,7 +193,8 @@ def _add_entry(page: FastAPI, sources: Sources, access: Access, told: Told) -> N
         return response
 
     @page.post("/api/logout", status_code=204, responses=_refusals(413))
-    def _logout() -> Response:
+    def _logout(request: Request) -> Response:
+        access.end_session(request.headers)
         response = Response(status_code=204)
         response.delete_cookie(COOKIE, httponly=True, samesite="strict")
         return response
@@ -241,7 +251,7 @@ def _add_destinations(page: FastAPI, sources: NodeSources) -> None:
     def _destinations() -> list[DestinationStatus]:
         return [] if sources.destinations is None else sources.destinations.view()
 
-    @page.post("/api/destinations", responses=_refusals(404, 409, 413))
+    @page.post("/api/destinations", responses=_refusals(400, 404, 409, 413))
     def _change(change: Change) -> Changed:
         try:
             if sources.destinations is None:

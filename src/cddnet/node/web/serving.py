@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 # First: it names the extra that brings what the page needs.
@@ -20,14 +20,19 @@ from cddnet.node.web.pairs import LocalPair
 _REQUESTS_AT_ONCE = 128
 
 
-def server(page: FastAPI) -> uvicorn.Server:
-    """A server that logs no requests; run it with `.run(sockets=[...])`, end it by should_exit."""
+def server(page: FastAPI, proxies: Sequence[str] = ()) -> uvicorn.Server:
+    """A server that logs no requests; run it with `.run(sockets=[...])`, end it by should_exit.
+
+    proxies: addresses or networks whose X-Forwarded-For and X-Forwarded-Proto are believed.
+    """
     return uvicorn.Server(
         uvicorn.Config(
             page,
             access_log=False,
             log_config=None,
             server_header=False,
+            proxy_headers=bool(proxies),
+            forwarded_allow_ips=list(proxies),
             limit_concurrency=_REQUESTS_AT_ONCE,
             timeout_keep_alive=15,
             timeout_graceful_shutdown=5,

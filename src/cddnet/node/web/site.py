@@ -56,7 +56,7 @@ class Web:
         )
         socket = listen(http.host, http.port)
         self.port = int(socket.getsockname()[1])
-        self._server = server(page)
+        self._server = server(page, http.proxies)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [socket]}, name="page"
         )
