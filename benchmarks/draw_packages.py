@@ -3,7 +3,7 @@
     python benchmarks/draw_packages.py
 
 An import that a chain of others implies is not drawn; `errors`, `files`, `console` and `plugins`,
-which all may use, are left out.
+which all may use, are left out, and `__main__`, which only starts `cli`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "cddnet"
 PICTURE = ROOT / "docs" / "images" / "packages.svg"
-LEFT_OUT = {"errors", "files", "console", "plugins", "__version__"}
+LEFT_OUT = {"errors", "files", "console", "plugins", "__version__", "__main__"}
 Graph = Mapping[str, frozenset[str]]
 
 

@@ -1,6 +1,7 @@
 """A result that was written is a success, whatever the console or the pipe can take."""
 
 import io
+import json
 import os
 import sys
 
@@ -191,3 +192,25 @@ def test_what_fits_is_printed_as_it_is(on, monkeypatch):
     monkeypatch.setattr(sys, "stdout", out)
     console.echo("Größe ½ 5 µm, ≤ 3")
     assert printed(out).decode("cp1252") == "Größe ½ 5 µm, ? 3\n"
+
+
+@pytest.mark.parametrize(
+    "control", ["\x1b[2J", "\x9b2J", "\r", "\b", "\x00", "\x7f", "\u202e", "\u2066", "\u2028"]
+)
+def test_no_text_gives_the_terminal_an_order(monkeypatch, control):
+    out = stream("utf-8")
+    monkeypatch.setattr(sys, "stdout", out)
+    console.echo(f"a\t{control}b\nc")
+    shown = printed(out).decode()
+    assert shown == f"a\t\\u{ord(control[0]):04x}{control[1:]}b\nc\n"
+    assert json.loads(f'"{control[0]}"', strict=False) == json.loads(f'"{shown[2:8]}"')
+
+
+def test_names_of_files_give_the_terminal_no_order(on, source, tmp_path):
+    folder = source.parent.rename(tmp_path / "a\x1b]0;title\x07[b]")
+    out, err = stream("utf-8"), stream("utf-8")
+    assert on(out, err, "info", folder) == 0
+    assert on(out, err, "denoise", folder / "nothing.dcm", tmp_path / "out") == 1
+    for shown in (printed(out), printed(err)):
+        assert b"a\\u001b]0;title\\u0007[b]" in shown
+        assert not {0x1B, 0x07} & {*shown}

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from contextlib import suppress
 from typing import TextIO
 
 from cddnet.errors import CddnetError
+
+# Control characters but tab and new line, and those that change the direction of writing.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def tolerate_any_encoding() -> None:
@@ -19,9 +23,11 @@ def tolerate_any_encoding() -> None:
 
 
 def echo(text: str, *, err: bool = False) -> None:
-    """Print lines of text on stdout, or stderr; characters that it cannot show become "?".
+    r"""Print lines of text on stdout, or stderr; characters that it cannot show become "?".
 
-    A reader that went away, such as `head`, is no error: what was computed is complete.
+    Control characters, which headers and names of files may hold, are shown like `\u001b`, because
+    a terminal obeys them. A reader that went away, such as `head`, is no error: what was computed
+    is complete.
     Raises: CddnetError where stdout takes nothing more, as on a full disk.
     """
     stream = sys.stderr if err else sys.stdout
@@ -43,6 +49,7 @@ def echo(text: str, *, err: bool = False) -> None:
 
 
 def _showable(text: str, stream: TextIO) -> str:
+    text = _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     encoding, errors = getattr(stream, "encoding", None), getattr(stream, "errors", None)
     if not encoding:
         return text
