@@ -266,12 +266,17 @@ def test_a_process_without_work_ends():
         assert process.wait(30) == -signal.SIGALRM
 
 
-def test_a_decoder_program_that_fails_is_no_fault_of_the_image(pool, monkeypatch):
+def test_a_decoder_program_that_fails_is_no_fault_of_the_image(pool, monkeypatch, tmp_path):
     monkeypatch.setattr(_decoder_pool, "PROGRAM", "cddnet.no_such_program")
     with pytest.raises(CddnetError, match="cannot be started"):
         pool.decode(coded("rle"))
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(CddnetError, match="cannot be started"):
+        pool.decode(coded("rle"))
+    closed = tmp_path / "python"
+    closed.touch(0o644)
+    monkeypatch.setattr(sys, "executable", str(closed))
+    with pytest.raises(CddnetError, match=f"this user may not run {closed}"):
         pool.decode(coded("rle"))
     monkeypatch.undo()
     assert pool.decode(coded("rle")).std() > 0

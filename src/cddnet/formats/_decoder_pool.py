@@ -269,9 +269,12 @@ def _environment(root: str) -> dict[str, str]:
 
 
 def _start_error(why: str) -> CddnetError:
+    remedy = "close other programs and try again"
+    if why == "PermissionError":
+        remedy = f"this user may not run {sys.executable}, so change its permissions"
     return CddnetError(
         f"compressed images are decoded by a process of its own, which cannot be started ({why}); "
-        "close other programs and try again, or send the images uncompressed."
+        f"{remedy}, or send the images uncompressed."
     )
 
 
