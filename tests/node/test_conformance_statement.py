@@ -49,6 +49,9 @@ def test_identities_and_limits_are_those_of_the_code():
     config = NodeConfig(allowed_callers=("any",), folder=Path("x"))
     assert f"default {config.maximum_pdu} bytes" in TEXT
     assert f"default {config.maximum_associations} |" in TEXT
+    assert f"`associations_per_address`, default {config.associations_per_address} |" in TEXT
+    assert f"`longest_pdu_s`, default {config.longest_pdu_s:g} s" in TEXT
+    assert f"`longest_message_s`, default {config.longest_message_s:g} s" in TEXT
     assert f"default {config.timeout_s:g} s" in TEXT
     assert f"default {config.largest_in_memory_mb:g} MB" in TEXT
     assert f"sends up to {send.AT_ONCE} of them" in TEXT

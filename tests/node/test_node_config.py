@@ -278,5 +278,5 @@ def test_the_documentation_names_the_defaults():
         for name, field in NodeConfig.model_fields.items()
         if isinstance(field.default, int | float)
     }
-    assert len(numbers) == 9
+    assert len(numbers) == 12
     assert {name: float(told[name]) for name in numbers} == numbers

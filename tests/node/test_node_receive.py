@@ -12,6 +12,7 @@ import struct
 import subprocess
 import threading
 import time
+from contextlib import ExitStack
 from socketserver import BaseServer
 
 import pytest
@@ -23,10 +24,12 @@ from pynetdicom.sop_class import (
     EnhancedCTImageStorage,
     MRImageStorage,
     PatientRootQueryRetrieveInformationModelFind,
+    Verification,
 )
-from raw_dicom import ABORT, Caller, accepted, command, pdata, pdu, request
+from raw_dicom import ABORT, DATA, Caller, accepted, command, pdata, pdu, request
 from small_node import FAMILY, archive_at, associate, ct, node_config, send, station_at
 
+from cddnet.node.receive.inflow import Bounds, Budget, Inflow, TooSlowError
 from cddnet.node.receive.receiver import Receiver
 from cddnet.node.store import images
 
@@ -35,6 +38,19 @@ FULL, MISMATCH, DAMAGED, FORBIDDEN, FAILURE = 0xA700, 0xA900, 0xC000, 0x0124, 0x
 
 # The library leaves sockets of connections that broke to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def _has_another_loopback():
+    try:
+        with socket.create_server(("127.0.0.2", 0)):
+            return True
+    except OSError:
+        return False
+
+
+other_loopback = pytest.mark.skipif(
+    not _has_another_loopback(), reason="only Linux has more than one loopback address"
+)
 
 
 @pytest.fixture
@@ -412,6 +428,108 @@ def test_too_many_callers_are_refused_and_the_others_served(listening):
             return
         time.sleep(0.05)
     pytest.fail("places are not given back")
+
+
+def from_there(station):
+    """An association from another address of this machine."""
+    entity = AE("SCANNER")
+    entity.add_requested_context(CTImageStorage)
+    entity.add_requested_context(Verification)
+    there = ("127.0.0.1", port(station))
+    return entity.associate(*there, ae_title="CDDNET", bind_address=("127.0.0.2", 0))
+
+
+@other_loopback
+def test_one_address_leaves_places_for_others(listening):
+    station = listening(maximum_associations=6, associations_per_address=2)
+    first, second = associate(port(station)), associate(port(station))
+    assert associate(port(station)).is_rejected
+    other = from_there(station)
+    assert other.send_c_store(ct(0)).Status == 0
+    other.release()
+    until = time.monotonic() + 5
+    while '"reason": "too_many"' not in station.told.getvalue():
+        assert time.monotonic() < until, station.told.getvalue()
+        time.sleep(0.02)
+    first.release()
+    accepted(port(station)).__exit__()
+    second.release()
+
+
+@other_loopback
+def test_callers_who_ask_for_nothing_leave_places_for_others(listening):
+    station = listening(maximum_associations=6, associations_per_address=2, timeout_s=60)
+    with ExitStack() as stack:
+        silent = [stack.enter_context(Caller(port(station), seconds=5)) for _ in range(12)]
+        assert [caller.hear() for caller in silent[4:]] == [(0, b"")] * 8
+        other = from_there(station)
+        assert other.send_c_echo().Status == 0
+        other.release()
+
+
+@pytest.mark.parametrize(
+    ("bounds", "bytes_at_once"),
+    [({"longest_pdu_s": 0.5}, 1), ({"longest_message_s": 0.5}, len(pdata(b"\0" * 500, 0)))],
+    ids=["one byte at a time", "one PDU at a time"],
+)
+def test_a_caller_who_trickles_is_cut_off_and_holds_up_nobody(listening, bounds, bytes_at_once):
+    station = listening(timeout_s=60, **bounds)
+    with accepted(port(station)) as caller:
+        assert caller.say(pdata(command(str(ct(0).SOPInstanceUID)), 3))
+        until = time.monotonic() + 20
+        rest = pdata(b"\0" * 500, 0) * 2000
+        while caller.say(rest[:bytes_at_once]):
+            assert time.monotonic() < until, "it may go on for ever"
+            rest = rest[bytes_at_once:]
+            time.sleep(0.02)
+    assert 'refused_total{reason="slow"} 1.0' in station.metrics.text().decode()
+    assert send(port(station), [ct(0)]) == [0]
+
+
+def test_a_slow_image_within_its_time_is_kept(listening):
+    station = listening(timeout_s=60, longest_pdu_s=20, longest_message_s=60)
+    with accepted(port(station)) as caller:
+        content, name = encode(ct(0), False, True), str(ct(0).SOPInstanceUID)
+        sent = pdata(command(name), 3) + pdata(content, 2)
+        for start in range(0, len(sent), 4096):
+            caller.say(sent[start : start + 4096])
+            time.sleep(0.02)
+        assert caller.hear()[0] == DATA
+    assert len(kept(station)) == 1
+
+
+def test_no_caller_holds_the_memory_of_all():
+    budget = Budget(1000)
+    assert not budget.take(751, "a")
+    assert budget.take(750, "a")
+    assert not budget.take(1, "a")
+    assert budget.take(250, "b")
+    assert not budget.take(1, "b")
+    budget.give(750, "a")
+    assert budget.take(500, "b")
+    budget.give(750, "b")
+    assert budget.held() == 0
+
+
+def test_every_end_of_a_connection_gives_its_memory_back():
+    budget = Budget(10_000)
+    bounds = Bounds(longest_pdu=5000, silent_s=5, pdu_s=0.2, message_s=5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        far = socket.create_connection(server.getsockname())
+        near, _ = server.accept()
+    with far:
+        inflow = Inflow(near, bounds, budget, "far")
+        far.sendall(b"\0" * 3000)
+        inflow.receive(3000)
+        inflow.message_ended(kept=True)
+        far.sendall(b"\0" * 10)
+        with pytest.raises(TooSlowError):
+            inflow.receive(1000)
+        assert budget.held() == 4000
+        inflow.handled()
+        assert budget.held() == 1000
+        inflow.close()
+        assert budget.held() == 0
 
 
 @pytest.fixture(scope="module")

@@ -5,32 +5,59 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 # Only some systems have it.
 _QUICK_ACKNOWLEDGE: int | None = getattr(socket, "TCP_QUICKACK", None)
 
 
+# The most of the budget that one caller may hold, so that there is always some for others.
+SHARE = 0.75
+
+
 class Budget:
-    """Bytes that may be in memory on the way in, over all associations."""
+    """Bytes that may be in memory on the way in, over all associations and for each caller."""
 
     def __init__(self, most_bytes: int) -> None:
-        self._most, self._used, self._lock = most_bytes, 0, threading.Lock()
+        self._most, self._share = most_bytes, int(most_bytes * SHARE)
+        self._held, self._lock = Counter[str](), threading.Lock()
 
-    def take(self, size: int) -> bool:
-        """Reserve bytes; False where there are not so many left."""
+    def take(self, size: int, caller: str) -> bool:
+        """Reserve bytes for a caller; False where it or all together would hold too many."""
         with self._lock:
-            if self._used + size > self._most:
+            if self._held[caller] + size > self._share or self._held.total() + size > self._most:
                 return False
-            self._used += size
+            self._held[caller] += size
             return True
 
-    def give(self, size: int) -> None:
+    def give(self, size: int, caller: str) -> None:
         """Give bytes back."""
         with self._lock:
-            self._used -= size
+            self._held[caller] -= size
+            # Callers come and go, and each would leave its name here.
+            if not self._held[caller]:
+                del self._held[caller]
+
+    def held(self) -> int:
+        """Bytes that are reserved now."""
+        with self._lock:
+            return self._held.total()
+
+
+class Bounds(NamedTuple):
+    """What one connection may send, and how long it may take."""
+
+    longest_pdu: int  # bytes
+    silent_s: float  # without a byte
+    pdu_s: float  # for the header or the rest of one PDU
+    message_s: float  # for one message with its data set
+
+
+class TooSlowError(TimeoutError):
+    """A caller that sends, but takes longer than it may."""
 
 
 def without_delay(connection: socket.socket) -> None:
@@ -44,33 +71,59 @@ class Inflow:
     Its `receive` takes the place of the library's, which has no bounds and reads 4 KiB at a time.
     """
 
-    def __init__(self, connection: socket.socket, longest_pdu: int, budget: Budget) -> None:
-        self._socket, self._longest, self._budget = connection, longest_pdu, budget
+    def __init__(
+        self, connection: socket.socket, bounds: Bounds, budget: Budget, caller: str
+    ) -> None:
+        """caller: whose share of the budget it is, the address of the other side."""
+        self._socket, self._bounds = connection, bounds
+        self._budget, self._caller = budget, caller
         without_delay(connection)
+        connection.settimeout(bounds.silent_s)
         self._lock = threading.Lock()
         self._message, self._kept, self._closed = 0, deque[int](), False
+        self._until = 0.0
 
     def receive(self, count: int) -> bytearray:
         """`count` bytes, fewer where the connection ends.  Raises OSError beyond a bound."""
-        if count > self._longest:
-            raise OSError(f"a PDU of {count} bytes is longer than {self._longest}")
+        if count > self._bounds.longest_pdu:
+            raise OSError(f"a PDU of {count} bytes is longer than {self._bounds.longest_pdu}")
+        now = time.monotonic()
         with self._lock:
-            if self._closed or not self._budget.take(count):
+            if self._closed or not self._budget.take(count, self._caller):
                 raise OSError("more data than there is room for")
+            if self._message == 0:
+                self._until = now + self._bounds.message_s
             self._message += count
+        until = min(self._until, now + self._bounds.pdu_s)
         data = bytearray(count)
         view, read = memoryview(data), 0
-        while read < count:
-            if _QUICK_ACKNOWLEDGE is not None:
-                # A sender that waits for company waits for this.
-                self._socket.setsockopt(socket.IPPROTO_TCP, _QUICK_ACKNOWLEDGE, 1)
-            size = self._socket.recv_into(view[read:])
-            if not size:
-                break
-            read += size
-        view.release()
+        try:
+            while read < count:
+                if _QUICK_ACKNOWLEDGE is not None:
+                    # A sender that waits for company waits for this.
+                    self._socket.setsockopt(socket.IPPROTO_TCP, _QUICK_ACKNOWLEDGE, 1)
+                size = self._read_into(view[read:], until)
+                if not size:
+                    break
+                read += size
+        finally:
+            view.release()
         del data[read:]
         return data
+
+    def _read_into(self, view: memoryview, until: float) -> int:
+        left_s = until - time.monotonic()
+        if left_s <= 0:
+            raise TooSlowError("a message took too long")
+        if left_s >= self._bounds.silent_s:
+            return self._socket.recv_into(view)
+        self._socket.settimeout(left_s)
+        try:
+            return self._socket.recv_into(view)
+        except TimeoutError as error:
+            raise TooSlowError("a message took too long") from error
+        finally:
+            self._socket.settimeout(self._bounds.silent_s)
 
     def message_ended(self, *, kept: bool) -> None:
         """A message is whole. kept: it stays in memory until `handled`."""
@@ -79,18 +132,18 @@ class Inflow:
             if kept:
                 self._kept.append(size)
             else:
-                self._budget.give(size)
+                self._budget.give(size, self._caller)
 
     def handled(self) -> None:
         """The oldest kept message is gone."""
         with self._lock:
             if self._kept:
-                self._budget.give(self._kept.popleft())
+                self._budget.give(self._kept.popleft(), self._caller)
 
     def close(self) -> None:
         """The connection is over."""
         with self._lock:
-            self._budget.give(self._message + sum(self._kept))
+            self._budget.give(self._message + sum(self._kept), self._caller)
             self._message, self._closed = 0, True
             self._kept.clear()
         # The library leaves this to the garbage collector where the caller went away.
@@ -110,6 +163,9 @@ def guard(
     def read(count: int) -> bytearray:
         try:
             return inflow.receive(count)
+        except TooSlowError as error:
+            refused("slow", error)
+            raise
         except ssl.SSLError as error:
             # The library tells nobody of a handshake that failed.
             refused("tls", error)

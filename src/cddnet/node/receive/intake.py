@@ -59,7 +59,7 @@ class Intake:
         """
         # It is held twice: as read, and as what is written.
         size = 2 * file.stat().st_size
-        if not self._budget.take(size):
+        if not self._budget.take(size, UPLOADED):
             raise self._refused(
                 "busy",
                 "the node has no memory left for this image; try again later, or raise "
@@ -68,7 +68,7 @@ class Intake:
         try:
             return self._take_file(file)
         finally:
-            self._budget.give(size)
+            self._budget.give(size, UPLOADED)
 
     def _refused(self, reason: str, message: str) -> FormatError:
         self._station.metrics.refused(reason)

@@ -6,9 +6,12 @@ An instance is on the disk and in the journal before its sender is told so.
 from __future__ import annotations
 
 import errno
+import socket
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from pydicom import uid
@@ -27,7 +30,7 @@ from cddnet.node.receive.arriving import (
     SYNTAXES,
     Refused,
 )
-from cddnet.node.receive.inflow import Budget, Inflow, guard
+from cddnet.node.receive.inflow import Bounds, Budget, Inflow, guard
 from cddnet.node.receive.intake import Intake, Sent
 from cddnet.node.settings.config import ANY_CALLER
 from cddnet.node.settings.parts import DicomDestination
@@ -38,6 +41,8 @@ from cddnet.node.store.images import NodeFull
 # The library's own type is a union of all that may happen, and would need a cast at each use.
 Happening = Any
 SUCCESS = 0x0000
+# Result, source and reason of an A-ASSOCIATE-RJ (PS3.8 table 9-21).
+LOCAL_LIMIT_EXCEEDED = (2, 3, 2)
 MB = 10**6
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -53,6 +58,7 @@ class Receiver:
         self._full = False
         self._server: Any = None
         self._entity = AE(station.config.ae_title)
+        self._lock, self._connected = threading.Lock(), list[Happening]()
 
     def start(self) -> int:
         """Listen in threads of its own; returns the port.  Raises OSError where it is taken."""
@@ -100,18 +106,45 @@ class Receiver:
 
     def _opened(self, event: Happening) -> None:
         station, association = self._station, event.assoc
-        connection = association.dul.socket.socket
-        connection.settimeout(station.config.timeout_s)
-        longest = max(station.config.maximum_pdu, 1 << 20) + 1024
-        peer = association.requestor.address
+        config, peer = station.config, association.requestor.address
+        bounds = Bounds(
+            longest_pdu=max(config.maximum_pdu, 1 << 20) + 1024,
+            silent_s=config.timeout_s,
+            pdu_s=config.longest_pdu_s,
+            message_s=config.longest_message_s,
+        )
 
         def refused(reason: str, error: Exception) -> None:
             station.metrics.refused(reason)
             station.log.error("request_refused", error, reason=reason, peer=peer)
 
-        guard(association, Inflow(connection, longest, self._budget), refused)
+        connection = association.dul.socket.socket
+        guard(association, Inflow(connection, bounds, self._budget, peer), refused)
+        others = self._others(association)
+        if others >= config.associations_per_address:
+            _reject_busy(association)
+        # Those that never ask for an association cannot be refused one.
+        if others >= 2 * config.associations_per_address:
+            station.metrics.refused("too_many")
+            station.log.event("request_refused", reason="too_many", peer=peer)
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def _others(self, association: Happening) -> int:
+        """Connections that the caller of a new one has besides."""
+        address = association.requestor.address
+        with self._lock:
+            # Also those whose end the library told nobody.
+            self._connected = [
+                one for one in self._connected if one.ident is None or one.is_alive()
+            ]
+            others = [one for one in self._connected if one.requestor.address == address]
+            self._connected.append(association)
+        return len(others)
 
     def _closed(self, event: Happening) -> None:
+        with self._lock, suppress(ValueError):
+            self._connected.remove(event.assoc)
         event.assoc.inflow.close()
         if not event.assoc.requestor.primitive:
             # It never asked for an association: without this it would hold a place until the
@@ -178,6 +211,21 @@ class Receiver:
         syntax = uid.UID(event.context.transfer_syntax)
         peer = event.assoc.requestor.address
         self._intake.accept(Sent(caller, peer, announced, syntax, request.DataSet))
+
+
+def _reject_busy(association: Any) -> None:  # noqa: ANN401
+    """Let an association be rejected when it is asked for, as one too many.
+
+    The library counts the associations of all addresses together.
+    """
+
+    def reject() -> None:
+        association.requestor.ae_title = association.requestor.primitive.calling_ae_title
+        association.acse.send_reject(*LOCAL_LIMIT_EXCEEDED)
+        evt.trigger(association, evt.EVT_REJECTED, {})
+        association.kill()
+
+    association.acse._negotiate_as_acceptor = reject
 
 
 def _peer(event: Happening) -> dict[str, object]:

@@ -96,9 +96,21 @@ class NodeConfig(Part):
     tls: ServerTls | None = Field(None, description="default: none")
     maximum_pdu: int = Field(131_072, ge=4096, le=2**24, description="bytes of a received PDU")
     maximum_associations: int = Field(16, ge=1, description="at the same time; more are refused")
+    associations_per_address: int = Field(
+        12, ge=1, description="of these from one address, so that places are left for others"
+    )
     timeout_s: float = Field(60.0, gt=0, description="after which a silent caller is let go")
+    longest_pdu_s: float = Field(
+        120.0, gt=0, description="that a caller may take for one PDU, however it trickles"
+    )
+    longest_message_s: float = Field(
+        3600.0, gt=0, description="that a caller may take for one image"
+    )
     largest_in_memory_mb: float = Field(
-        1000.0, gt=0, description="of images on their way in, all callers together, 10^6 bytes"
+        1000.0,
+        gt=0,
+        description="of images on their way in, all callers together, 10^6 bytes; one caller "
+        "may hold three quarters",
     )
     folder: Path = Field(description="holds images, journal, audit and secret; for this user alone")
     quiet_s: float = Field(

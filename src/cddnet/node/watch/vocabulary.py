@@ -72,7 +72,16 @@ ERRORS = {"failed", "crashed", "missing"}
 # Why something was refused or ignored; also the labels of the metric that counts it.
 REASONS = frozenset(
     {
-        *("called_ae", "caller", "too_many", "tls", "wrong_class", "wrong_syntax", "no_uid"),
+        *(
+            "called_ae",
+            "caller",
+            "too_many",
+            "slow",
+            "tls",
+            "wrong_class",
+            "wrong_syntax",
+            "no_uid",
+        ),
         *(
             "bad_uid",
             "damaged",

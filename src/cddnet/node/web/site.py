@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from cddnet.node.receive.inflow import SHARE
 from cddnet.node.receive.receiver import MB, Receiver
 from cddnet.node.settings.config import NodeConfig
 from cddnet.node.station import Station
@@ -50,7 +51,7 @@ class Web:
             limits=Limits(
                 smallest_free_bytes=int(config.smallest_free_gb * _GB),
                 # A file is held twice on its way into the store.
-                entry_bytes=int(config.largest_in_memory_mb * MB / 2),
+                entry_bytes=int(config.largest_in_memory_mb * MB * SHARE / 2),
             ),
             told=_told(station),
         )
