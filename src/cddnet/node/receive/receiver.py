@@ -121,10 +121,11 @@ class Receiver:
         connection = association.dul.socket.socket
         guard(association, Inflow(connection, bounds, self._budget, peer), refused)
         others = self._others(association)
-        if others >= config.associations_per_address:
+        most = config.associations_per_address
+        if others >= most:
             _reject_busy(association)
-        # Those that never ask for an association cannot be refused one.
-        if others >= 2 * config.associations_per_address:
+        # Those that never ask for an association cannot be refused one, and hold a place too.
+        if others >= max(most, (most + config.maximum_associations) // 2):
             station.metrics.refused("too_many")
             station.log.event("request_refused", reason="too_many", peer=peer)
             with suppress(OSError):
