@@ -457,3 +457,13 @@ def test_the_package_is_a_program():
         [sys.executable, "-m", "cddnet", "--version"], capture_output=True, text=True, check=True
     )
     assert told.stdout == f"cddnet {__version__}\n"
+
+
+@pytest.mark.parametrize("command", [["rules-test", "folder"], ["rebuild"], []])
+def test_the_node_names_the_extra_that_is_missing(command):
+    """In a process of its own, where nothing is imported yet."""
+    words = ["node", *command, "--config", "deploy/node.yaml"]
+    code = "import sys; sys.modules['re2'] = None; from cddnet.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "this needs re2, which is not installed: pip install cddnet[node]" in done.stderr

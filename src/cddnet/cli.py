@@ -1028,11 +1028,10 @@ def node(context: typer.Context, config: NodeFile = None) -> None:
         return
     if config is None:
         raise typer.BadParameter("give --config and a file such as deploy/node.yaml.")
-    from cddnet.node.settings.config import load_node
-
-    checked = load_node(config)
     with _extra("node"):
         from cddnet.node.service import Node, serve
+        from cddnet.node.settings.config import load_node
+    checked = load_node(config)
     serve(Node(checked), page=True)
 
 
@@ -1047,8 +1046,9 @@ def rules_test(
     """Say what the rules decide on files, and why. Quotes their headers; nothing is sent."""
     if config is None:
         raise typer.BadParameter("give --config and a file such as deploy/node.yaml.")
-    from cddnet.node.settings.config import load_node
-    from cddnet.node.work.explain import explain
+    with _extra("node"):
+        from cddnet.node.settings.config import load_node
+        from cddnet.node.work.explain import explain
 
     echo(explain(files, load_node(config).rules, calling_ae))
 
@@ -1066,11 +1066,10 @@ def rebuild(
     """Make a new journal of the images, where the node's is lost or damaged."""
     if config is None:
         raise typer.BadParameter("give --config and the file of the node.")
-    from cddnet.node.settings.config import load_node
-
-    checked = load_node(config)
     with _extra("node"):
         from cddnet.node.receive.rebuild import rebuild as rebuild_journal
+        from cddnet.node.settings.config import load_node
+    checked = load_node(config)
     made = rebuild_journal(checked, sender=sender, force=force)
     aside = f"; {made.aside} files set aside in {checked.folder / 'aside'}" if made.aside else ""
     echo(
